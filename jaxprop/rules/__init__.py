@@ -1,0 +1,1 @@
+"""The catalogue, one file per family of rules that share a derivation."""

@@ -1,0 +1,104 @@
+"""Linear maps: an affine map of the last axis."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxprop.precision import matmul, up
+from jaxprop.rule import Case, Rule
+
+
+def linear_reference(x: jax.Array, w: jax.Array, b: jax.Array | None = None) -> jax.Array:
+    """Affine map of the last axis: y = x @ w + b.
+
+    Use it for every fully connected layer; weights are stored (n_in, n_out), so
+    examples are rows.
+
+    Scope      rows: x (B, n_in), w (n_in, n_out), b (n_out,)
+    Forward    y = x @ w + b                                           (F1)
+    Backward   dx = g @ w.T                                            (B1) from F1
+               dw = x.T @ g                                            (B2) from F1
+               db = sum_rows(g)                                        (B3) from F1
+
+    Args:
+        x: (..., n_in), floating.
+        w: (n_in, n_out), floating; taken in x's dtype.
+        b: (n_out,), floating, or None for no bias.
+
+    Returns:
+        y: (..., n_out), x's dtype.
+
+    Residuals: x and w (arguments, so nothing is held beyond them).
+
+    Numerics: the products accumulate in float32 for lower precisions; dw and db are
+        reduced there too and rounded once, to the dtypes of w and b.
+
+    Raises:
+        ValueError: where the last axis of x is not n_in, or b is not (n_out,).
+
+    Source: Goodfellow, Bengio and Courville, Deep Learning, Algorithm 6.4; seed
+        claims N1 to N3.
+    """
+    _check("linear", x, w, b)
+    y = matmul(x, w)
+    return (y if b is None else y + b.astype(y.dtype)).astype(x.dtype)
+
+
+class LinearResiduals(NamedTuple):
+    x: jax.Array
+    w: jax.Array
+
+
+def linear_forward(
+    x: jax.Array, w: jax.Array, b: jax.Array | None
+) -> tuple[jax.Array, LinearResiduals]:
+    return linear_reference(x, w, b), LinearResiduals(x, w)  # F1
+
+
+def linear_backward(
+    res: LinearResiduals, g: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, w = res
+    dx = matmul(g, w.T)  # B1
+    dw = matmul(_rows(x).T, _rows(g))  # B2
+    db = jnp.sum(_rows(up(g)), axis=0)  # B3
+    return dx, dw, db
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    """x as a matrix of rows: its leading axes are all batch."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def _check(name: str, x: jax.Array, w: jax.Array, b: jax.Array | None) -> None:
+    if x.ndim < 1 or w.ndim != 2 or x.shape[-1] != w.shape[0]:
+        raise ValueError(
+            f"{name}: x must be (..., n_in) and w (n_in, n_out), got x {x.shape} and w {w.shape}. "
+            "Weights are stored (n_in, n_out): transpose a (n_out, n_in) matrix."
+        )
+    if b is not None and b.shape != w.shape[1:]:
+        raise ValueError(
+            f"{name}: b must be (n_out,) = {w.shape[1:]}, got {b.shape}. Give one bias per column "
+            "of w, or None."
+        )
+
+
+def linear_cases() -> list[Case]:
+    def normal(seed: int, *shape: int) -> jax.Array:
+        return jax.random.normal(jax.random.key(seed), shape, jnp.float32)
+
+    x, w, b = normal(0, 5, 3), normal(1, 3, 4), normal(2, 4)
+    return [
+        Case("batch of rows", (x, w, b)),
+        Case("no bias", (x, w), given={"b": 0.0}),
+        Case("batch of one", (x[:1], w, b)),
+        Case("one unit", (x, w[:, :1], b[:1])),
+        Case("extra leading axes", (normal(3, 2, 7, 3), w, b), given={"x": x}),
+        Case("bfloat16 data", (x.astype(jnp.bfloat16), w, b)),
+        Case("zeros", (jnp.zeros_like(x), jnp.zeros_like(w), jnp.zeros_like(b)), edge=True),
+        Case("empty batch", (x[:0], w, b), edge=True),
+    ]
+
+
+linear = Rule(linear_reference, linear_forward, linear_backward, linear_cases, budget=0)
