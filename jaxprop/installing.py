@@ -261,9 +261,7 @@ def on_auto_axes(
     def wrapped(residuals: PyTree, g: PyTree) -> tuple[PyTree, ...]:
         specs = [[t.spec for t in primal.leaves if t.differentiable] for primal in primals]
         leaves = jax.sharding.auto_axes(dense, axes=axes, out_sharding=specs)(residuals, g)
-        return tuple(
-            _undense(primal, some) for primal, some in zip(primals, leaves, strict=True)
-        )
+        return tuple(_undense(primal, some) for primal, some in zip(primals, leaves, strict=True))
 
     return wrapped
 

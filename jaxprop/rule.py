@@ -148,7 +148,10 @@ class Rule:
         """This rule with some options fixed; its cases are kept, with those options."""
         parameters = self._raw.signature.parameters
         for name, value in options.items():
-            if name not in parameters or parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY:
+            if (
+                name not in parameters
+                or parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY
+            ):
                 raise TypeError(
                     f"{self.name}.bind: {name!r} is not an option of {self!r}. Only options (after "
                     "*) can be fixed; pass arrays when the rule is called."
@@ -161,9 +164,8 @@ class Rule:
         reference.__name__ = self.name
         reference.__doc__ = self.reference.__doc__
         reference.__module__ = self.reference.__module__
-        reference.__signature__ = self._raw.signature.replace(  # type: ignore[attr-defined]
-            parameters=[p for name, p in parameters.items() if name not in options]
-        )
+        kept = [p for name, p in parameters.items() if name not in options]
+        vars(reference)["__signature__"] = self._raw.signature.replace(parameters=kept)
         bound = Rule(
             reference,
             partial(self._raw.forward, **options),
