@@ -1,1 +1,56 @@
-"""x"""
+"""Neural-network training in JAX with hand-derived, checked backward passes.
+
+`Rule` is the one concept: a function, the forward pass that training runs, and its
+backward. Rules, layers, networks and costs are all rules; `CATALOGUE` lists the rules.
+"""
+
+from jaxprop import rules
+from jaxprop.catalogue import CATALOGUE
+from jaxprop.composition import chain
+from jaxprop.costs import Cost, cost, value_and_grad
+from jaxprop.layers import Layer, dense, elementwise
+from jaxprop.rule import Case, Rule, automatic
+from jaxprop.rules.activations import identity, leaky_relu, relu, sigmoid, softplus, tanh
+from jaxprop.rules.activity import activity_l1, activity_l2
+from jaxprop.rules.cross_entropy import sigmoid_binary_cross_entropy, softmax_cross_entropy
+from jaxprop.rules.linear import linear
+from jaxprop.rules.losses import mean_squared_error
+from jaxprop.rules.penalties import elastic_net, l1, l2
+from jaxprop.rules.self_gated import gelu, silu
+from jaxprop.rules.softmax import softmax
+from jaxprop.tracing import Trace, trace
+
+__all__ = [
+    "CATALOGUE",
+    "Case",
+    "Cost",
+    "Layer",
+    "Rule",
+    "Trace",
+    "activity_l1",
+    "activity_l2",
+    "automatic",
+    "chain",
+    "cost",
+    "dense",
+    "elastic_net",
+    "elementwise",
+    "gelu",
+    "identity",
+    "l1",
+    "l2",
+    "leaky_relu",
+    "linear",
+    "mean_squared_error",
+    "relu",
+    "rules",
+    "sigmoid",
+    "sigmoid_binary_cross_entropy",
+    "silu",
+    "softmax",
+    "softmax_cross_entropy",
+    "softplus",
+    "tanh",
+    "trace",
+    "value_and_grad",
+]

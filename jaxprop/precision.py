@@ -9,9 +9,21 @@ import jax
 import jax.numpy as jnp
 
 
-def at_least_float32(dtype: jax.typing.DTypeLike) -> jnp.dtype:
-    """The dtype to compute in for data of `dtype`: float32, or `dtype` itself if wider."""
-    return jnp.promote_types(dtype, jnp.float32)
+def at_least_float32(*dtypes: jax.typing.DTypeLike) -> jnp.dtype:
+    """The dtype to compute in for data of these dtypes: float32, or the widest if wider."""
+    with jax.numpy_dtype_promotion("standard"):  # the caller's may be "strict"
+        return jnp.result_type(jnp.float32, *dtypes)
+
+
+def floating(owner: str, name: str, x: jax.typing.ArrayLike) -> jax.Array:
+    """`x` as an array; TypeError where it is not real and floating, for rules that need that."""
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"{owner}: {name} must have a floating dtype, got {x.dtype}. Convert it with "
+            f"{name}.astype(jnp.float32)."
+        )
+    return x
 
 
 def up(x: jax.typing.ArrayLike) -> jax.Array:

@@ -1,1 +1,23 @@
-"""The catalogue, one file per family of rules that share a derivation."""
+"""The rules, one file per family that shares a derivation; jaxprop.rules.<family>.<rule>."""
+
+from jaxprop.rules import (
+    activations,
+    activity,
+    cross_entropy,
+    linear,
+    losses,
+    penalties,
+    self_gated,
+    softmax,
+)
+
+__all__ = [
+    "activations",
+    "activity",
+    "cross_entropy",
+    "linear",
+    "losses",
+    "penalties",
+    "self_gated",
+    "softmax",
+]

@@ -1,0 +1,37 @@
+"""The contents page: every rule, in the order to read them."""
+
+from jaxprop.rule import Rule
+from jaxprop.rules.activations import identity, leaky_relu, relu, sigmoid, softplus, tanh
+from jaxprop.rules.activity import activity_l1, activity_l2
+from jaxprop.rules.cross_entropy import sigmoid_binary_cross_entropy, softmax_cross_entropy
+from jaxprop.rules.linear import linear
+from jaxprop.rules.losses import mean_squared_error
+from jaxprop.rules.penalties import elastic_net, l1, l2
+from jaxprop.rules.self_gated import gelu, silu
+from jaxprop.rules.softmax import softmax
+
+CATALOGUE: tuple[Rule, ...] = (
+    # Linear maps
+    linear,
+    # Activations: elementwise, then those that gate x by itself
+    identity,
+    relu,
+    leaky_relu,
+    sigmoid,
+    tanh,
+    softplus,
+    silu,
+    gelu,
+    # Normalisation to probabilities
+    softmax,
+    # Losses: regression, then cross-entropies
+    mean_squared_error,
+    softmax_cross_entropy,
+    sigmoid_binary_cross_entropy,
+    # Penalties: on parameters, then on activations
+    l2,
+    l1,
+    elastic_net,
+    activity_l2,
+    activity_l1,
+)

@@ -1,0 +1,145 @@
+"""Self-gated activations: x times a probability that grows with x."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import pi, sqrt
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxprop.precision import floating, up
+from jaxprop.rule import Case, Rule
+from jaxprop.rules.activations import elementwise_cases
+
+# Beyond this the probability is 0 or 1 in every dtype, and y is 0 or x.
+LIMIT = 1000.0
+
+
+def silu_reference(x: jax.Array) -> jax.Array:
+    """Gate x by its own sigmoid: y = x * sigmoid(x); also called swish.
+
+    Use it in hidden layers where a smooth relu is wanted.
+
+    Scope      elementwise: any shape
+    Forward    p = 1 / (1 + exp(-x))                                   (F1)
+               y = x * p                                               (F2)
+    Backward   dp = x * g                                              (B1) from F2
+               dx = p * g + p * (1 - p) * dp                           (B2) from F1, F2
+
+    Args:
+        x: any shape, floating.
+
+    Returns:
+        y: x's shape and dtype.
+
+    Residuals: x (the argument); p is recomputed.
+
+    Numerics: computed in float32 at least, rounded once. At -inf and inf y is 0 and inf, the
+        gradient 0 and g (the limits; x * p would be nan).
+
+    Raises:
+        TypeError: where x is not floating.
+
+    Source: Elfwing, Uchibe and Doya (2018), Sigmoid-weighted linear units, equation 1.
+    """
+    x = floating("silu", "x", x)
+    return _with_limits(lambda x: x * jax.nn.sigmoid(x), up(x)).astype(x.dtype)  # F1, F2
+
+
+class SiluResiduals(NamedTuple):
+    x: jax.Array
+
+
+def silu_forward(x: jax.Array) -> tuple[jax.Array, SiluResiduals]:
+    return silu_reference(x), SiluResiduals(x)  # F1, F2
+
+
+def silu_backward(res: SiluResiduals, g: jax.Array) -> tuple[jax.Array]:
+    x, g = _clipped(up(res.x)), up(g)
+    p = jax.nn.sigmoid(x)  # F1, recomputed
+    dp = x * g  # B1
+    return (p * g + p * (1 - p) * dp,)  # B2
+
+
+def gelu_reference(x: jax.Array, *, approximate: bool = True) -> jax.Array:
+    """Gate x by the normal distribution: y = x * P(Z < x), Z standard normal.
+
+    Use it in transformer blocks. The approximation replaces erf(x / sqrt(2)) by tanh(u).
+
+    Scope      elementwise: any shape; one of the two forms of p
+    Forward    u = sqrt(2 / pi) * (x + 0.044715 * x ** 3)              (F1)
+               p = where(approximate, 1 / (1 + exp(-2 * u)),
+                         (1 + erf(x / sqrt(2))) / 2)                   (F2)
+               y = x * p                                               (F3)
+    Backward   dp = x * g                                              (B1) from F3
+               du = where(approximate, 2 * p * (1 - p) * dp, 0)        (B2) from F2
+               dx = p * g + where(approximate,
+                         sqrt(2 / pi) * (1 + 3 * 0.044715 * x ** 2) * du,
+                         exp(-x * x / 2) / sqrt(2 * pi) * dp)          (B3) from F1, F2, F3
+
+    Args:
+        x: any shape, floating.
+        approximate: whether p is the approximation, (1 + tanh(u)) / 2, or exact.
+
+    Returns:
+        y: x's shape and dtype.
+
+    Residuals: x (the argument); u and p are recomputed.
+
+    Numerics: computed in float32 at least, rounded once; the exact p by erfc, which keeps its
+        relative accuracy at negative x. At -inf and inf y is 0 and inf, the gradient 0 and g.
+
+    Raises:
+        TypeError: where x is not floating.
+
+    Source: Hendrycks and Gimpel (2016), Gaussian error linear units, section 2.
+    """
+    x = floating("gelu", "x", x)
+    return _with_limits(lambda x: x * _normal(x, approximate), up(x)).astype(x.dtype)  # F1 to F3
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class GeluResiduals:
+    x: jax.Array
+    approximate: bool = field(metadata={"static": True})
+
+
+def gelu_forward(x: jax.Array, *, approximate: bool) -> tuple[jax.Array, GeluResiduals]:
+    return gelu_reference(x, approximate=approximate), GeluResiduals(x, approximate)  # F1 to F3
+
+
+def gelu_backward(res: GeluResiduals, g: jax.Array) -> tuple[jax.Array]:
+    x, g = _clipped(up(res.x)), up(g)
+    p = _normal(x, res.approximate)  # F1, F2, recomputed
+    dp = x * g  # B1
+    if res.approximate:
+        du = 2 * p * (1 - p) * dp  # B2
+        return (p * g + sqrt(2 / pi) * (1 + 3 * 0.044715 * x**2) * du,)  # B3
+    return (p * g + jnp.exp(-x * x / 2) / sqrt(2 * pi) * dp,)  # B3
+
+
+def _normal(x: jax.Array, approximate: bool) -> jax.Array:
+    """The probability p that a standard normal variable lies below x."""
+    if approximate:
+        u = sqrt(2 / pi) * (x + 0.044715 * x**3)  # F1
+        return jax.nn.sigmoid(2 * u)  # F2
+    return jax.scipy.special.erfc(-x / sqrt(2)) / 2  # F2
+
+
+def _clipped(x: jax.Array) -> jax.Array:
+    return jnp.clip(x, -LIMIT, LIMIT)
+
+
+def _with_limits(gated: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """gated(x), with its limits 0 and x far out, where inf * 0 would make it nan."""
+    return jnp.where(x >= LIMIT, x, gated(_clipped(x)))
+
+
+def gelu_cases() -> list[Case]:
+    return [*elementwise_cases(approximate=True), *elementwise_cases(approximate=False)]
+
+
+silu = Rule(silu_reference, silu_forward, silu_backward, elementwise_cases, budget=0)
+gelu = Rule(gelu_reference, gelu_forward, gelu_backward, gelu_cases, budget=0)

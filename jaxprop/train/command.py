@@ -1,0 +1,41 @@
+"""The command `scripts/train.py`: arguments in, an exit code out, no traceback."""
+
+import sys
+from collections.abc import Sequence
+
+import jax
+
+from jaxprop.train.errors import TrainingError
+
+EXTRAS = ("matplotlib", "orbax", "sklearn", "tqdm", "tyro")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train as the arguments say (those of the process where None); return the exit code.
+
+    0: complete. 1: it could not be done, and one line on stderr says why. 130, 143: stopped
+    by Ctrl-C or SIGTERM.
+    """
+    try:
+        # Not at the top: where an extra is missing, that is one line too.
+        from jaxprop.train.options import parse
+        from jaxprop.train.running import run
+
+        return run(parse(sys.argv[1:] if arguments is None else arguments))
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in EXTRAS:
+            raise
+        return _fail(f"needs {error.name}, which is not installed: pip install -e '.[train]'.")
+    except TrainingError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return _fail("stopped at once; what was saved before is kept.", 130)
+    except (OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
+        reason = str(error).split("\n")[0] or type(error).__name__
+        return _fail(f"this machine could not do it: {reason}")
+
+
+def _fail(message: str, code: int = 1) -> int:
+    print(f"train: {message}", file=sys.stderr)
+    return code

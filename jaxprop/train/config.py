@@ -1,0 +1,211 @@
+"""Everything that decides a run's numbers, checked when it is made, as JSON and back.
+
+The fields' docstrings are the help of `scripts/train.py`.
+"""
+
+import ast
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args, get_type_hints
+
+from jaxprop.train.errors import TrainingError
+
+DatasetName = Literal["digits", "breast_cancer", "diabetes", "mnist", "fashion_mnist", "cifar10"]
+Penalty = Literal["none", "l2", "l1", "elastic_net"]
+ActivityPenalty = Literal["none", "l2", "l1"]
+Reading = Literal["separate", "folded"]
+Dtype = Literal["float32", "float64", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """The data and the dense network that is trained on it."""
+
+    dataset: DatasetName = "digits"
+    """Data to train on. The first three come with scikit-learn; the others are read from
+    files in --data-dir."""
+    layers: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers, in units, from the input on; none for a linear model. The
+    output layer's width follows from the data."""
+    activations: tuple[str, ...] = ("relu",)
+    """Activation of every hidden layer, or one for each: relu, leaky_relu, sigmoid, tanh,
+    softplus, silu, gelu or another rule of one array."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        for width in self.layers:
+            _require(width >= 1, "every hidden layer needs at least 1 unit", width, "--layers")
+        if len(self.activations) not in (1, len(self.layers)):
+            raise TrainingError(
+                f"--activations must be 1 name or 1 for each of the {len(self.layers)} hidden "
+                f"layers, got {len(self.activations)} ({' '.join(self.activations)})."
+            )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The penalties in the cost J; the loss follows from the data."""
+
+    penalty: Penalty = "l2"
+    """Penalty on the parameters. l2 is half the sum of squares."""
+    strength: float = 1e-3
+    """Strength of --penalty, the lambda of J = L + lambda Omega; no unit, at least 0."""
+    l1_ratio: float = 0.5
+    """Share of l1 in elastic_net, from 0 (l2 alone) to 1 (l1 alone)."""
+    penalise_biases: bool = False
+    """Whether --penalty covers the biases as well as the weights."""
+    activity_penalty: ActivityPenalty = "none"
+    """Penalty on every layer's output, its mean over the examples."""
+    activity_strength: float = 1e-4
+    """Strength of --activity-penalty; no unit, at least 0."""
+    reading: Reading = "separate"
+    """Where the parameter penalty enters: beside the loss, or folded into it. The
+    gradients are the same."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        for name in ("strength", "activity_strength"):
+            value = getattr(self, name)
+            ok = math.isfinite(value) and value >= 0
+            _require(ok, "a penalty's strength must be finite and at least 0", value, _flag(name))
+        ok = 0 <= self.l1_ratio <= 1
+        _require(ok, "the share of l1 must lie from 0 to 1", self.l1_ratio, "--l1-ratio")
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How J is brought down."""
+
+    optimiser: str = "adam"
+    """An optimiser of optax by its name there: adam, adamw, sgd, rmsprop, lion, ..."""
+    learning_rate: float = 3e-3
+    """Learning rate (the highest one, where the schedule varies it); above 0."""
+    optimiser_options: tuple[str, ...] = ()
+    """Further arguments of the optimiser as name=value: momentum=0.9 nesterov=True."""
+    schedule: str = "cosine"
+    """A schedule of optax by its name there, with or without its ending: constant, cosine,
+    warmup_cosine, exponential, linear, ... It spans the whole run."""
+    schedule_options: tuple[str, ...] = ()
+    """Further arguments of the schedule as name=value: warmup_steps=50 end_value=1e-5."""
+    batch_size: int = 32
+    """Examples per step; the last batch of an epoch has what is left."""
+    epochs: int = 40
+    """Passes over the training part."""
+    seed: int = 0
+    """Fixes the split, the initial parameters and the order of the examples."""
+    dtype: Dtype = "float32"
+    """Precision of the data and of every layer. Parameters have it too, except that
+    bfloat16 keeps them, the loss and the optimiser in float32."""
+    automatic: bool = False
+    """Train by jax.grad of the references instead of the hand-written backward passes."""
+    plant: str | None = None
+    """Train by a backward pass with a slip of the notes planted in it (E1, E3, ...), to see
+    what a wrong gradient does."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        rate = self.learning_rate
+        ok = math.isfinite(rate) and rate > 0
+        _require(ok, "the learning rate must be finite and above 0", rate, "--learning-rate")
+        for name in ("batch_size", "epochs"):
+            value = getattr(self, name)
+            _require(value >= 1, f"{_flag(name)} must be at least 1", value, _flag(name))
+        _require(0 <= self.seed < 2**32, "the seed must lie from 0 to 2**32 - 1", self.seed, "--seed")
+        if self.automatic and self.plant is not None:
+            raise TrainingError(
+                f"--plant puts a slip into the hand-written gradient, got {self.plant} with "
+                "--automatic, which does not use it. Give one of the two."
+            )
+        parse_options("--optimiser-options", self.optimiser_options)
+        parse_options("--schedule-options", self.schedule_options)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run's settings, in groups."""
+
+    network: Network = field(default_factory=Network)
+    cost: Cost = field(default_factory=Cost)
+    optimisation: Optimisation = field(default_factory=Optimisation)
+
+    def as_json(self) -> dict[str, dict[str, Any]]:
+        """The settings as plain lists and dicts, one dict per group."""
+        return {
+            group: {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+            for group, settings in asdict(self).items()
+        }
+
+
+def from_json(saved: Mapping[str, Mapping[str, Any]]) -> Config:
+    """The settings that `Config.as_json` gave.
+
+    Raises TrainingError where a group or a field is missing, unknown or not allowed.
+    """
+    groups = {f.name: get_type_hints(Config)[f.name] for f in fields(Config)}
+    try:
+        return Config(
+            **{
+                name: group(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+                for (name, given) in saved.items()
+                for group in [groups[name]]
+            }
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise TrainingError(
+            f"the saved settings must have the groups {list(groups)} and their fields, got one "
+            f"that does not fit: {error}. They may be of another version; start a new run."
+        ) from None
+
+
+def differences(saved: Config, wanted: Config) -> list[str]:
+    """The fields that differ, each as "--flag: saved ..., now ...". """
+    before, now = dict(_flat(saved)), dict(_flat(wanted))
+    return [
+        f"{_flag(name)}: saved {_shown(before[name])}, now {_shown(now[name])}"
+        for name in before
+        if before[name] != now[name]
+    ]
+
+
+def parse_options(flag: str, texts: tuple[str, ...]) -> dict[str, Any]:
+    """name=value texts as a dict; values are Python literals (numbers, True, None, strings)."""
+    options = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        try:
+            if not (equals and name.isidentifier()):
+                raise ValueError
+            options[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            raise TrainingError(
+                f"{flag} must be name=value with a number, True, False, None or a quoted string, "
+                f"got {text!r}. Write {flag} momentum=0.9, say."
+            ) from None
+    return options
+
+
+def _flat(config: Config) -> Iterator[tuple[str, Any]]:
+    for settings in asdict(config).values():
+        yield from settings.items()
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _check_choices(settings: Any) -> None:
+    """Literal fields hold one of their values; Python itself does not look."""
+    for name, kind in get_type_hints(type(settings)).items():
+        choices, value = get_args(kind), getattr(settings, name)
+        if choices and isinstance(choices[0], str) and value not in choices:
+            raise TrainingError(f"{_flag(name)} must be one of {', '.join(choices)}, got {value!r}.")
+
+
+def _require(holds: bool, invariant: str, got: object, flag: str) -> None:
+    if not holds:
+        raise TrainingError(f"{invariant}, got {got}. Change {flag}.")

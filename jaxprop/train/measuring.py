@@ -1,0 +1,109 @@
+"""What a run measures beside training: the held-out part, gradient norms, the cross-check."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprop.installing import PyTree
+from jaxprop.precision import up
+from jaxprop.train.experiment import Experiment
+
+
+class Measured(NamedTuple):
+    """held_out_loss: L there, without penalties. y_hat: the network's outputs there.
+
+    gradient_norms: by layer, the norm of dJ/dtheta_k on one fixed batch of the training part.
+    """
+
+    held_out_loss: jax.Array
+    y_hat: jax.Array
+    gradient_norms: dict[str, jax.Array]
+
+
+Measure = Callable[[PyTree], Measured]
+
+
+class CrossCheck(NamedTuple):
+    """How far the hand-written gradient lies from the automatic one on a batch.
+
+    error: the largest over the parameters of max |by hand - automatic| / max |automatic|.
+    where: the parameter it was found at.
+    """
+
+    error: float
+    where: str
+
+
+def make_measure(experiment: Experiment) -> Measure:
+    """Make the jitted function of the parameters that measures them."""
+    J = experiment.J
+    probe = slice(0, experiment.batch_size)
+
+    @jax.jit
+    def measure(params: PyTree, held: PyTree, batch: PyTree) -> Measured:
+        x, y = held
+        y_hat = J.network(params, x)
+        _, dparams = experiment.step_gradient(params, *batch)
+        return Measured(J.loss(y_hat, y), up(y_hat), {k: _norm(d) for k, d in dparams.items()})
+
+    held = (experiment.x_held, experiment.y_held)
+    batch = (experiment.x[probe], experiment.y[probe], experiment.strength)
+    return lambda params: measure(params, held, batch)
+
+
+def scores(experiment: Experiment, y_hat: jax.Array) -> dict[str, float]:
+    """What a person wants to know of the held-out outputs.
+
+    Returns:
+        For classes, {"held_out_accuracy"}, a share of 1. For regression, {"held_out_r2",
+        "held_out_rmse"}, the share of the variance explained, and the root of the mean
+        squared error in the targets' own unit.
+    """
+    split = experiment.split
+    truth = split.dataset.y[split.held_out]
+    guess = predictions(experiment, y_hat)
+    if split.dataset.kind != "regression":
+        return {"held_out_accuracy": float(np.mean(guess == truth))}
+    squared = np.mean((guess - truth) ** 2)
+    return {
+        "held_out_r2": float(1 - squared / np.var(truth)),
+        "held_out_rmse": float(np.sqrt(squared)),
+    }
+
+
+def predictions(experiment: Experiment, y_hat: jax.Array) -> np.ndarray:
+    """Labels, or targets in their own unit, one per example."""
+    split, outputs = experiment.split, np.asarray(y_hat, np.float64)
+    if split.dataset.kind == "classes":
+        return outputs.argmax(axis=1)
+    if split.dataset.kind == "binary":
+        return (outputs[:, 0] > 0).astype(np.int32)
+    return outputs[:, 0] * split.y_scale + split.y_mean
+
+
+def cross_check(experiment: Experiment, params: PyTree, rows: jax.Array) -> CrossCheck:
+    """Compare the two gradients on those training examples, both as jit compiles them."""
+    args = (params, experiment.x[rows], experiment.y[rows], experiment.strength)
+    _, by_hand = jax.jit(experiment.by_hand)(*args)
+    _, by_jax = jax.jit(experiment.by_jax)(*args)
+    errors = jax.tree.map(_relative_error, by_hand, by_jax)
+    where = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): float(error)
+        for path, error in jax.tree_util.tree_leaves_with_path(errors)
+    }
+    worst = max(where, key=lambda name: (np.isnan(where[name]), where[name]))
+    return CrossCheck(where[worst], worst)
+
+
+def _relative_error(got: Any, truth: Any) -> jax.Array:
+    """0 where both are all zeros."""
+    off = jnp.max(jnp.abs(got - truth))
+    return jnp.where(off == 0, 0.0, off / jnp.max(jnp.abs(truth)))
+
+
+def _norm(tree: PyTree) -> jax.Array:
+    leaves = [jnp.ravel(up(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.linalg.norm(jnp.concatenate(leaves)) if leaves else jnp.zeros(())

@@ -1,0 +1,88 @@
+"""The command line of `scripts/train.py`."""
+
+import contextlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from jaxprop.train.config import Config, Cost, Network, Optimisation
+from jaxprop.train.errors import TrainingError
+from jaxprop.train.run_folder import saved_config
+
+DESCRIPTION = """Train a dense network by backward passes that are written down, and check them
+against automatic differentiation on the way. Without options: the three-layer network of the
+notes on scikit-learn's digits, in seconds on a laptop."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """The run's folder, and what is written there."""
+
+    run: Path | None = None
+    """Folder of the run: new or empty, or with --resume that of a run. Where none is given,
+    a new one, runs/<dataset>-<number>."""
+    resume: bool = False
+    """Go on with the run in --run. Its settings are kept; none need be repeated."""
+    data_dir: Path = Path("data")
+    """Folder with the files of mnist, fashion_mnist or cifar10."""
+    save_every: float = 5.0
+    """Seconds between checkpoints; 0 for one after every epoch."""
+    trace: bool = False
+    """Print Algorithms 6.3 and 6.4 on the first batch before training, quantity by quantity,
+    and write them to trace.txt and trace.png in the run folder."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that the command line sets."""
+
+    network: Network = field(default_factory=Network)
+    cost: Cost = field(default_factory=Cost)
+    optimisation: Optimisation = field(default_factory=Optimisation)
+    files: Files = field(default_factory=Files)
+
+    @property
+    def config(self) -> Config:
+        return Config(self.network, self.cost, self.optimisation)
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """The options that the arguments give; a resumed run's settings where they give none.
+
+    Raises TrainingError, one line, where they do not fit; SystemExit after --help.
+    """
+    options = _read(arguments, Options())
+    if not options.files.resume:
+        return options
+    if options.files.run is None:
+        raise TrainingError("--resume needs the folder of a run, got none. Add --run DIR.")
+    saved = saved_config(options.files.run)
+    return _read(arguments, Options(saved.network, saved.cost, saved.optimisation))
+
+
+def _read(arguments: Sequence[str], default: Options) -> Options:
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                Options,
+                prog="train.py",
+                description=DESCRIPTION,
+                args=list(arguments),
+                default=default,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    except SystemExit as error:
+        if not error.code:
+            raise
+        raise TrainingError(f"{_gist(complaint.getvalue())}. See --help.") from None
+
+
+def _gist(boxed: str) -> str:
+    """What tyro says in a box, up to its first rule, as one line."""
+    inside = [line.strip(" \u2502") for line in boxed.splitlines() if line.startswith("\u2502")]
+    rule = next((k for k, line in enumerate(inside) if set(line) == {"\u2500"}), len(inside))
+    return " ".join(inside[:rule]).rstrip(".")

@@ -1,0 +1,86 @@
+"""The jitted training steps: many in one call, the state donated, the data on the device."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxprop.installing import PyTree
+from jaxprop.train.experiment import Experiment
+from jaxprop.train.optimisers import update
+
+
+class State(NamedTuple):
+    """What a step changes.
+
+    params:    the network's parameters.
+    optimiser: the optimiser's state.
+    costs:     J at each step of the current epoch so far, before its update.
+    """
+
+    params: PyTree
+    optimiser: PyTree
+    costs: jax.Array
+
+
+RunSteps = Callable[[State, jax.Array, int, int], State]
+
+
+def initial_state(experiment: Experiment) -> State:
+    """The state before the first step."""
+    params = experiment.init()
+    dtype = jax.tree.leaves(params)[0].dtype
+    costs = jnp.zeros((experiment.steps_per_epoch,), dtype)
+    return State(params, experiment.optimiser.init(params), costs)
+
+
+def make_run_steps(experiment: Experiment) -> RunSteps:
+    """Make the function (state, order, start, stop) -> state that runs those steps of an epoch.
+
+    Steps are counted within the epoch; step k takes the examples
+    order[k * batch_size : (k + 1) * batch_size], the last one what is left. The bounds of the
+    loop are arguments, so any stretch of an epoch runs through one compiled program, and
+    where an epoch is cut does not change its numbers.
+    """
+    batch = experiment.batch_size
+    full, rest = divmod(len(experiment.x), batch)
+
+    def step(data: PyTree, state: State, rows: jax.Array, index: jax.Array) -> State:
+        x, y, strength = data
+        J, dparams = experiment.step_gradient(state.params, x[rows], y[rows], strength)
+        params, optimiser = update(experiment.optimiser, dparams, state.optimiser, state.params)
+        return State(params, optimiser, state.costs.at[index].set(J))
+
+    @partial(jax.jit, donate_argnums=0)
+    def whole(
+        state: State, data: PyTree, order: jax.Array, start: jax.Array, stop: jax.Array
+    ) -> State:
+        def body(index: jax.Array, state: State) -> State:
+            rows = lax.dynamic_slice_in_dim(order, index * batch, batch)
+            return step(data, state, rows, index)
+
+        return lax.fori_loop(start, stop, body, state)
+
+    @partial(jax.jit, donate_argnums=0)
+    def last(state: State, data: PyTree, order: jax.Array) -> State:
+        return step(data, state, order[full * batch :], jnp.int32(full))
+
+    data = (experiment.x, experiment.y, experiment.strength)
+
+    def run_steps(state: State, order: jax.Array, start: int, stop: int) -> State:
+        if start < full:
+            bounds = jnp.int32(start), jnp.int32(min(stop, full))
+            state = whole(state, data, order, *bounds)
+        return last(state, data, order) if rest and stop > full else state
+
+    return run_steps
+
+
+def epoch_cost(experiment: Experiment, costs: jax.Array) -> jax.Array:
+    """The mean of J over the examples of an epoch, each at the step that saw it."""
+    batch, examples = experiment.batch_size, len(experiment.x)
+    sizes = jnp.minimum(batch, examples - batch * jnp.arange(len(costs)))
+    return jnp.sum(costs * sizes.astype(costs.dtype)) / examples
