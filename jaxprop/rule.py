@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxprop import installing
-from jaxprop.installing import PyTree, Saved
+from jaxprop import explicit_axes, installing
+from jaxprop.array_types import PyTree, as_arrays, tree_type
+from jaxprop.installing import Saved
 
 _AUTOMATIC = jax.make_user_context(default_value=False)
 
@@ -99,7 +100,7 @@ class Rule:
     _raw: "_Raw" = field(init=False)
 
     def __post_init__(self) -> None:
-        signature = inspect.signature(self.reference)
+        signature = _signature(self.reference)
         name = self.reference.__name__.removesuffix("_reference")
         for attribute, value in {
             "name": name,
@@ -118,8 +119,13 @@ class Rule:
     def __call__(self, *args: PyTree, **options: Hashable) -> PyTree:
         args, options = self.resolve(*args, **options)
         if _AUTOMATIC.value:
-            return self.reference(*args, **options)
+            with explicit_axes.remedy(self.name):
+                return self.reference(*args, **options)
         return _custom_vjp(self, options)(*args)
+
+    def __reduce__(self) -> str:
+        """By name, as functions: copies are the rule itself; pickle needs it at a module's top."""
+        return self.name
 
     def __repr__(self) -> str:
         bare = [
@@ -129,10 +135,10 @@ class Rule:
         return f"{self.name}{inspect.Signature(bare)}"
 
     def resolve(self, *args: PyTree, **options: Hashable) -> tuple[tuple, dict[str, Hashable]]:
-        """(every positional argument, every option), defaults filled in.
+        """(every positional argument, as jax arrays, and every option), defaults filled in.
 
-        Raises TypeError where they do not fit the rule's signature, and where an option is an
-        array, a tracer or anything else that cannot be static.
+        Raises TypeError where they do not fit the rule's signature, where an argument is not
+        data, and where an option is an array, a tracer or anything else that cannot be static.
         """
         signature = self._raw.signature
         try:
@@ -142,7 +148,11 @@ class Rule:
         bound.apply_defaults()
         for name, value in bound.kwargs.items():
             _check_option(self.name, name, value)
-        return bound.args, bound.kwargs
+        names = self.argument_names
+        args = tuple(
+            as_arrays(self.name, name, arg) for name, arg in zip(names, bound.args, strict=True)
+        )
+        return args, bound.kwargs
 
     def bind(self, **options: Hashable) -> "Rule":
         """This rule with some options fixed; its cases are kept, with those options."""
@@ -187,6 +197,23 @@ class Rule:
         )
 
 
+def _signature(reference: Callable) -> inspect.Signature:
+    """The reference's signature; TypeError where a rule cannot have it, or has no name."""
+    if not hasattr(reference, "__name__"):
+        raise TypeError(
+            f"Rule: reference must be a function with a name, got {type(reference).__name__} "
+            f"({reference!r}). Write it with def; bind() fixes options."
+        )
+    signature = inspect.signature(reference)
+    for parameter in signature.parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise TypeError(
+                f"{reference.__name__}: every argument and option of a rule must have a name, got "
+                f"{parameter}. Take a tuple or a dict of arrays as one argument."
+            )
+    return signature
+
+
 def _without_options(case: Case, names: Container[str]) -> Case:
     return case._replace(options={k: v for k, v in case.options.items() if k not in names})
 
@@ -210,7 +237,7 @@ def _check_option(owner: str, name: str, value: Hashable) -> None:
 def _static_key(value: Hashable) -> Hashable:
     """A key that keeps 1, 1.0 and True apart, which are equal to Python."""
     if isinstance(value, tuple):
-        return (tuple, *map(_static_key, value))
+        return (type(value), *map(_static_key, value))
     return (type(value), value)
 
 
@@ -228,17 +255,14 @@ def _custom_vjp(rule: Rule, options: dict[str, Hashable]) -> Callable:
         primal.__name__ = forward.__name__ = rule.name
         function = jax.custom_vjp(primal)
         function.defvjp(forward, rule.backward)
-        rule._raw.installed[key] = function
+        rule._raw.installed.setdefault(key, function)  # atomic: threads share one
     return rule._raw.installed[key]
 
 
 def _installed_forward(rule: Rule, *args: PyTree, **options: Hashable) -> tuple[PyTree, Saved]:
     args, options = rule.resolve(*args, **options)
-    names = rule.argument_names
-    primals = tuple(
-        installing.tree_type(rule.name, name, arg) for name, arg in zip(names, args, strict=True)
-    )
-    with installing.explicit_axes_remedy(rule.name):
+    primals = tuple(map(tree_type, args))
+    with explicit_axes.remedy(rule.name):
         returned = rule._raw.forward(*args, **options)
     if not isinstance(returned, tuple) or len(returned) != 2:
         raise TypeError(
@@ -246,8 +270,8 @@ def _installed_forward(rule: Rule, *args: PyTree, **options: Hashable) -> tuple[
             f"{type(returned).__name__}. Return residuals=() where backward needs none."
         )
     y, residuals = returned
-    y = installing.tie(y, args)
-    return y, Saved(residuals, primals, installing.tree_type(rule.name, "the output", y))
+    y = installing.tie(as_arrays(rule.name, "the output", y), args)
+    return y, Saved(residuals, primals, tree_type(y))
 
 
 def _installed_backward(rule: Rule, saved: Saved, g: PyTree) -> tuple[PyTree, ...]:
@@ -256,8 +280,12 @@ def _installed_backward(rule: Rule, saved: Saved, g: PyTree) -> tuple[PyTree, ..
             f"{rule.name}.backward: residuals must be what {rule.name}.forward returned beside "
             f"its output, got {type(saved).__name__}. Call y, residuals = {rule.name}.forward(...)."
         )
-    names = rule.argument_names
+
+    def backward(residuals: PyTree, g: PyTree) -> tuple[PyTree, ...]:
+        cotangents = rule._raw.backward(residuals, g)
+        return installing.outgoing_cotangents(
+            rule.name, rule.argument_names, saved.primals, cotangents
+        )
+
     g = installing.incoming_cotangent(rule.name, saved.output, g)
-    backward = installing.on_auto_axes(rule._raw.backward, names, saved.primals)
-    cotangents = backward(saved.residuals, g)
-    return installing.outgoing_cotangents(rule.name, names, saved.primals, cotangents)
+    return explicit_axes.on_auto_axes(backward, saved.primals)(saved.residuals, g)

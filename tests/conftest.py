@@ -1,4 +1,28 @@
-import jax, pytest
+"""How every test runs: eight host devices, strict dtype promotion, float64 where it is asked for.
+
+Precision is decided in one way: jax's default (float32) everywhere, as users have it, and
+float64 only inside the fixture `x64` (or `jax.enable_x64(True)` around the truth that a
+float32 result is held against). A module that checks algebra alone asks for it once, with
+`pytestmark = pytest.mark.usefixtures("x64")`.
+"""
+
+import os
+from collections.abc import Iterator
+
+# Read when jax starts its backend, so they come before the first import of jax. A run on
+# another platform sets JAX_PLATFORMS itself, as in JAX_PLATFORMS=cuda,cpu.
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+# What the library computes must not lean on implicit promotion: its caller's may be strict.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
 @pytest.fixture
-def x64():
-    with jax.enable_x64(True): yield
+def x64() -> Iterator[None]:
+    """Float64 for the algebra: arrays and Python numbers are float64 unless they say more."""
+    with jax.enable_x64(True):
+        yield

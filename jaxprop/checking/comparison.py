@@ -61,16 +61,22 @@ def relative_error(got: Any, expected: Any) -> float:
 
 
 def difference(
-    got: Any, expected: Any, tolerance: float, ignore: np.ndarray | None = None
+    got: Any,
+    expected: Any,
+    tolerance: float,
+    ignore: np.ndarray | None = None,
+    floor: float = 0.0,
 ) -> Difference | None:
-    """Where got is off by more than tolerance times the largest value; None where nowhere.
+    """Where got is off by more than tolerance times the largest value, and floor.
+
+    None where nowhere.
 
     What is not finite in `expected` asks nothing of `got`; neither does what `ignore` marks.
     """
     got, expected = as_float64(got), as_float64(expected)
     scale = largest(expected)
     with np.errstate(invalid="ignore", over="ignore"):
-        near = np.abs(got - expected) <= tolerance * scale
+        near = np.abs(got - expected) <= max(tolerance * scale, floor)
     wrong = ~near & np.isfinite(expected)
     if ignore is not None:
         wrong &= ~ignore

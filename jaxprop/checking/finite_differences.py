@@ -1,6 +1,7 @@
 """Gradients by central differences in float64, for functions that have no reference."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -9,23 +10,21 @@ import numpy as np
 
 from jaxprop.checking.subject import PyTree, floats, is_float
 
-# Elements that are differenced one by one; of a larger leaf, as many are drawn.
 STEP = 1e-3
 
 
-def pairing(f: Callable[..., PyTree], g: PyTree) -> Callable[..., float]:
+def pairing(f: Callable[..., PyTree], g: list) -> Callable[..., float]:
     """The scalar <g, f(args)>, whose gradient is f's cotangent for g."""
-    weights = [np.asarray(leaf) for leaf in jax.tree.leaves(g)]
+    weights = [np.asarray(leaf) for leaf in g]
 
     def phi(*args: PyTree) -> float:
-        outputs = jax.tree.leaves(f(*args))
-        pairs = zip(weights, outputs, strict=True)
-        return float(sum(np.sum(w * np.asarray(y)) for w, y in pairs if is_float(y)))
+        pairs = zip(weights, floats(f(*args)), strict=True)
+        return float(sum(np.sum(w * np.asarray(y)) for w, y in pairs))
 
     return phi
 
 
-def gradients(f: Callable[..., PyTree], args: tuple[PyTree, ...], g: PyTree) -> list[Any]:
+def gradients(f: Callable[..., PyTree], args: tuple[PyTree, ...], g: list) -> list[Any]:
     """d<g, f>/d(leaf) for every floating leaf, element by element."""
     leaves, structure = jax.tree.flatten(args)
     found = []
@@ -35,7 +34,7 @@ def gradients(f: Callable[..., PyTree], args: tuple[PyTree, ...], g: PyTree) -> 
     return found
 
 
-def _of_leaf(f: Callable, structure: Any, leaves: list, position: int, g: PyTree) -> jax.Array:
+def _of_leaf(f: Callable, structure: Any, leaves: list, position: int, g: list) -> jax.Array:
     x = np.asarray(leaves[position], np.float64)
     phi = pairing(f, g)
 
@@ -61,7 +60,7 @@ def _central(at: Callable[[np.ndarray], float], x: np.ndarray, i: int, h: float)
 
 
 def taylor_slope(
-    f: Callable[..., PyTree], args: tuple[PyTree, ...], g: PyTree, d: list[Any], seed: int
+    f: Callable[..., PyTree], args: tuple[PyTree, ...], g: list, d: list[Any], seed: int
 ) -> float:
     """How fast the Taylor remainder shrinks with the step: 2 where d is the gradient, 1 if not.
 
@@ -86,4 +85,4 @@ def taylor_slope(
     noise = 1e-13 * max(1.0, abs(start), abs(slope))
     if found[-1] <= noise:
         return float("nan")
-    return float(np.median([np.log2(a / b) for a, b in zip(found, found[1:], strict=False)]))
+    return float(np.median([np.log2(a / b) for a, b in pairwise(found)]))

@@ -1,7 +1,7 @@
 """What a check is run with, and how one result is judged."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprop.checking import comparison, finite_differences
-from jaxprop.checking.probing import cotangent, pull
+from jaxprop.checking.probing import Cotangent, normal, pull
 from jaxprop.checking.report import Finding
 from jaxprop.checking.subject import PyTree, Subject, floats, in_dtype, labels
 
@@ -18,6 +18,7 @@ EXACT = 1e-10
 # What finite differences in float64 can tell, and what rounding to float32 inside allows.
 BY_DIFFERENCES = 1e-6
 ROUNDED_INSIDE = 1e-5
+NOISE = 64 * 2.0**-52
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,22 @@ class Plan:
     seed: int
     order: int
     dtypes: tuple[Any, ...]
-    edges: tuple[tuple, ...]
-    shapes: tuple[tuple, ...]
+    edges: tuple[Subject, ...]
+    shapes: tuple[Subject, ...]
     intended_zero: frozenset[str]
     surrogate: bool
     budget: float | None
     truth: Callable[..., PyTree] | None
     rounds: bool
+    compiled: dict[Callable, Callable] = field(default_factory=dict)
+
+    def pull(
+        self, f: Callable[..., PyTree], args: tuple[PyTree, ...], g: Cotangent
+    ) -> list[jax.Array]:
+        """`pull`, compiled once per function, shape and dtype."""
+        if f not in self.compiled:
+            self.compiled[f] = jax.jit(lambda args, g: pull(f, args, g))
+        return self.compiled[f](args, g)
 
     @property
     def tolerance(self) -> float:
@@ -46,14 +56,14 @@ class Plan:
             return ROUNDED_INSIDE
         return EXACT if self.truth is not None else BY_DIFFERENCES
 
-    def gradients(self, s: Subject, args: tuple[PyTree, ...], g: PyTree) -> list[Any]:
+    def gradients(self, s: Subject, args: tuple[PyTree, ...], g: Cotangent) -> list[Any]:
         """The true cotangent of every floating leaf, in float64."""
         with jax.enable_x64(True):
             args = in_dtype(args, jnp.float64)
             if self.truth is None:
                 found = finite_differences.gradients(s.call, args, g)
             else:
-                found = pull(self.truth, args, g)
+                found = self.pull(self.truth, args, g)
         return [
             jnp.zeros_like(d) if self.is_intended_zero(label) else d
             for label, d in zip(labels(s.names, args), found, strict=True)
@@ -72,7 +82,7 @@ def judge(
     *,
     tolerance: float,
     dtype: Any = np.float64,
-    g: PyTree = None,
+    g: Cotangent | None = None,
     repro: str = "",
 ) -> Iterator[Finding]:
     """One Finding per floating leaf of the arguments."""
@@ -83,17 +93,20 @@ def judge(
             message = f"the cotangent has shape {mine.shape}, expected {theirs.shape}"
             yield Finding(check, transform, "FAIL", name, message)
             continue
-        found = comparison.difference(mine, theirs, tolerance)
+        found = comparison.difference(mine, theirs, tolerance, floor=noise(g or []))
         if found is None:
             error = comparison.relative_error(mine, theirs) if mine.size else 0.0
             ulps = error / float(jnp.finfo(dtype).eps)
             yield Finding(check, transform, "PASS", name, ulps=ulps)
             continue
-        leaves = [comparison.as_float64(leaf) for leaf in floats(g)] if g is not None else []
+        leaves = [comparison.as_float64(leaf) for leaf in g or []]
         text = comparison.hint(found, leaves, by_name)
-        yield Finding(
-            check, transform, "FAIL", name, hint=text, repro=repro, **found.fields(dtype)
-        )
+        yield Finding(check, transform, "FAIL", name, hint=text, repro=repro, **found.fields(dtype))
+
+
+def noise(g: Cotangent) -> float:
+    """The rounding left in float64 where terms of the size of g cancel."""
+    return NOISE * max((float(np.max(np.abs(leaf), initial=0)) for leaf in g), default=0.0)
 
 
 def attempt(
@@ -124,5 +137,5 @@ def brief(error: Exception) -> str:
     return f"{type(error).__name__}: {first[:200]}"
 
 
-def random_g(plan: Plan, s: Subject, args: tuple[PyTree, ...], draw: int = 0) -> PyTree:
-    return cotangent(plan.seed + draw, jax.eval_shape(s.call, *args))
+def random_g(plan: Plan, s: Subject, args: tuple[PyTree, ...], draw: int = 0) -> Cotangent:
+    return normal(plan.seed + draw, floats(jax.eval_shape(s.call, *args)))

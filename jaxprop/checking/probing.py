@@ -1,4 +1,7 @@
-"""Values and gradients at a point, and the random cotangents they are taken with."""
+"""Gradients at a point, and the random cotangents they are taken with.
+
+Here a cotangent g is the list of its floating leaves: outputs that are not floating have none.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,66 +12,62 @@ import numpy as np
 
 from jaxprop.checking.subject import PyTree, floats, is_float
 
+Cotangent = list[jax.Array]
 
-def pull(f: Callable[..., PyTree], args: tuple[PyTree, ...], g: PyTree) -> list[jax.Array]:
+
+def pull(f: Callable[..., PyTree], args: tuple[PyTree, ...], g: Cotangent) -> list[jax.Array]:
     """The cotangent of every floating leaf of args, in order."""
-    _, vjp = jax.vjp(f, *args)
-    return select(args, vjp(g))
+    y, vjp = jax.vjp(f, *args)
+    return select(args, vjp(filled(y, g)))
 
 
 def select(args: tuple[PyTree, ...], cotangents: PyTree) -> list[jax.Array]:
     """The cotangents that belong to floating leaves; JAX gives float0 for the others."""
     leaves, structure = jax.tree.flatten(args)
-    return [
-        d for leaf, d in zip(leaves, structure.flatten_up_to(cotangents), strict=True) if is_float(leaf)
-    ]
+    found = structure.flatten_up_to(cotangents)
+    return [d for leaf, d in zip(leaves, found, strict=True) if is_float(leaf)]
 
 
-def output_type(f: Callable[..., PyTree], args: tuple[PyTree, ...]) -> PyTree:
-    return jax.eval_shape(f, *args)
-
-
-def cotangent(seed: int, output: PyTree) -> PyTree:
-    """A random normal g like the output; float0 for what has no gradient."""
-    random = np.random.default_rng(seed)
-    return like(output, lambda leaf: jnp.asarray(random.normal(size=leaf.shape), leaf.dtype))
-
-
-def like(output: PyTree, make: Callable[[Any], jax.Array]) -> PyTree:
-    """A cotangent of the output's tree, `make(leaf)` at its floating leaves."""
+def filled(y: PyTree, g: Cotangent) -> PyTree:
+    """g as JAX wants it: the output's tree, float0 for what has no gradient."""
+    leaves = iter(g)
     return jax.tree.map(
-        lambda leaf: make(leaf) if is_float(leaf) else np.zeros(leaf.shape, jax.dtypes.float0),
-        output,
+        lambda x: next(leaves) if is_float(x) else np.zeros(x.shape, jax.dtypes.float0), y
     )
 
 
-def scaled(g: PyTree, factor: float) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf if _is_float0(leaf) else leaf * factor, g)
+def cotangent(seed: int, y: PyTree) -> PyTree:
+    """A random normal cotangent for an output like y, as `jax.vjp`'s pullback takes it.
+
+    Args:
+        seed: of NumPy's generator; a report gives the one it used.
+        y: the output, or its shapes and dtypes.
+    """
+    return filled(y, normal(seed, floats(y)))
 
 
-def added(a: PyTree, b: PyTree) -> PyTree:
-    return jax.tree.map(lambda x, y: x if _is_float0(x) else x + y, a, b)
+def normal(seed: int, leaves: list[Any]) -> Cotangent:
+    random = np.random.default_rng(seed)
+    return [jnp.asarray(random.normal(size=leaf.shape), leaf.dtype) for leaf in leaves]
 
 
-def _is_float0(leaf: Any) -> bool:
-    return leaf.dtype == jax.dtypes.float0
+def ones(y: PyTree) -> Cotangent:
+    return [jnp.ones(leaf.shape, leaf.dtype) for leaf in floats(y)]
 
 
-def one_hots(output: PyTree) -> list[PyTree]:
+def one_hots(y: PyTree) -> list[Cotangent]:
     """Cotangents of one entry: the first, the middle and the last of every output leaf."""
-    made = []
-    for position, leaf in enumerate(floats(output)):
-        for entry in sorted({0, leaf.size // 2, leaf.size - 1} - {-1}):
-            made.append(_one_hot(output, position, entry))
-    return made
+    leaves = floats(y)
+    return [
+        [_one_hot(leaf, entry if i == position else None) for i, leaf in enumerate(leaves)]
+        for position, chosen in enumerate(leaves)
+        for entry in sorted({0, chosen.size // 2, chosen.size - 1} - {-1})
+        if chosen.size
+    ]
 
 
-def _one_hot(output: PyTree, position: int, entry: int) -> PyTree:
-    count = iter(range(len(jax.tree.leaves(output))))
-
-    def make(leaf: Any) -> jax.Array:
-        zeros = jnp.zeros(leaf.size, leaf.dtype)
-        filled = zeros.at[entry].set(1) if next(count) == position else zeros
-        return filled.reshape(leaf.shape)
-
-    return like(output, make)
+def _one_hot(leaf: Any, entry: int | None) -> jax.Array:
+    flat = np.zeros(leaf.size)
+    if entry is not None:
+        flat[entry] = 1
+    return jnp.asarray(flat.reshape(leaf.shape), leaf.dtype)

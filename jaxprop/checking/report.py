@@ -126,8 +126,10 @@ def _counts(outcomes: list[Finding]) -> str:
     counts = [(v, sum(o.verdict == v for o in outcomes)) for v in ("FAIL", "WARN", "PASS")]
     text = ", ".join(f"{number} {verdict}" for verdict, number in counts if number)
     skipped = {f"{o.transform} ({o.message})" for o in outcomes if o.verdict == "SKIP"}
-    return text + ("; " if text and skipped else "") + (
-        f"skipped: {', '.join(sorted(skipped))}" if skipped else ""
+    return (
+        text
+        + ("; " if text and skipped else "")
+        + (f"skipped: {', '.join(sorted(skipped))}" if skipped else "")
     )
 
 

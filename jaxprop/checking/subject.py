@@ -92,13 +92,17 @@ def _argument_names(f: Callable[..., PyTree], count: int) -> list[str]:
         parameters = list(inspect.signature(f).parameters.values())
     except (TypeError, ValueError):
         parameters = []
-    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    positional = [
+        p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
     return [positional[i] if i < len(positional) else f"argument {i}" for i in range(count)]
 
 
 def _arrays(tree: PyTree) -> PyTree:
     """Every leaf as an array; Python numbers become 0-d ones."""
-    return jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf), tree)
+    return jax.tree.map(
+        lambda leaf: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf), tree
+    )
 
 
 def is_float(leaf: jax.Array) -> bool:

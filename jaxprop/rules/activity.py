@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxprop.installing import PyTree
 from jaxprop.precision import up
 from jaxprop.rule import Case, Rule
-from jaxprop.rules.penalties import Filter, PenaltyResiduals, select, times, total
+from jaxprop.rules.penalties import Filter, PenaltyResiduals, magnitude, select, times, total
 
 
 def activity_l2_reference(hs: PyTree, *, layers: Filter = None) -> jax.Array:
@@ -98,7 +98,7 @@ def _mean_l2(selected: PyTree) -> jax.Array:
 
 
 def _mean_l1(selected: PyTree) -> jax.Array:
-    return total(selected, lambda h: jnp.sum(jnp.abs(up(h))) / h.shape[0])  # F1
+    return total(selected, lambda h: jnp.sum(magnitude(up(h))) / h.shape[0])  # F1
 
 
 def _layers(owner: str, hs: PyTree, layers: Filter) -> PyTree:

@@ -110,11 +110,11 @@ def sigmoid_binary_cross_entropy_reference(
     Use it for yes-or-no classification, and for several labels that exclude nothing.
 
     Scope      any shape, reduction="mean"
-    Forward    nats = labels * log(1 + exp(-logits)) + (1 - labels) * log(1 + exp(logits))  (F1)
+    Forward    nats = labels * log(1 + exp(-logits))
+                      + (1 - labels) * log(1 + exp(logits))            (F1)
                loss = mean_all(nats)                                   (F2)
-    Backward   dnats = g / size(nats)                                  (B1) from F2
-               dlogits = dnats * (1 / (1 + exp(-logits)) - labels)     (B2) from F1
-               dlabels = -dnats * logits                               (B3) from F1
+    Backward   dlogits = g / size(logits) * (1 / (1 + exp(-logits)) - labels)  (B1) from F1
+               dlabels = -g / size(logits) * logits                    (B2) from F1
 
     Args:
         logits: any shape, floating.
@@ -155,8 +155,8 @@ def sigmoid_binary_cross_entropy_backward(
     res: PairResiduals, g: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     logits, labels = together(res.prediction, _as_floating(res.target, res.prediction))
-    dnats = per_loss(g, logits.shape, res.reduction)  # B1
-    return dnats * (jax.nn.sigmoid(logits) - labels), -dnats * logits  # B2, B3
+    g = per_loss(g, logits.shape, res.reduction)
+    return g * (jax.nn.sigmoid(logits) - labels), -g * logits  # B1, B2
 
 
 def _as_floating(labels: jax.Array, like: jax.Array) -> jax.Array:
@@ -213,9 +213,10 @@ def _check_labels(logits: jax.Array, labels: jax.Array, reduction: str) -> None:
 def softmax_cross_entropy_cases() -> list[Case]:
     logits = 2 * jax.random.normal(jax.random.key(0), (4, 5), jnp.float32)
     odd = jax.random.normal(jax.random.key(1), (2, 3, 7), jnp.float32)
-    labels, odd_labels = jnp.array([0, 4, 2, 2]), jnp.array([[6, 0, 3], [1, 1, 5]])
+    labels = jnp.array([0, 4, 2, 2], jnp.int32)
+    odd_labels = jnp.array([[6, 0, 3], [1, 1, 5]], jnp.int32)
     p = jax.nn.softmax(jax.random.normal(jax.random.key(2), (4, 5), jnp.float32))
-    weights = p * jnp.array([[0.5], [1.0], [2.0], [3.0]])  # rows that do not sum to 1
+    weights = p * jnp.array([[0.5], [1.0], [2.0], [3.0]], jnp.float32)  # rows that do not sum to 1
     rows = {"logits": logits, "labels": labels, "reduction": "mean"}
     masked = jnp.where(jnp.arange(5) == 3, -jnp.inf, logits)
     return [
@@ -236,9 +237,9 @@ def softmax_cross_entropy_cases() -> list[Case]:
         Case("large", (1e4 * logits, labels), edge=True),
         Case("large, distributions", (1e4 * logits, p), edge=True),
         Case("masked class", (masked, labels), edge=True),
-        Case("masked class, one-hot", (masked, jnp.eye(5)[labels]), edge=True),
-        Case("masked label", (masked, jnp.full(4, 3)), edge=True),
-        Case("label out of range", (logits, jnp.array([0, 5, -1, 1])), edge=True),
+        Case("masked class, one-hot", (masked, jnp.eye(5, dtype=jnp.float32)[labels]), edge=True),
+        Case("masked label", (masked, jnp.full(4, 3, jnp.int32)), edge=True),
+        Case("label out of range", (logits, jnp.array([0, 5, -1, 1], jnp.int32)), edge=True),
         Case("empty", (logits[:0], labels[:0]), {"reduction": "sum"}, edge=True),
     ]
 

@@ -1,11 +1,12 @@
 """Linear maps: an affine map of the last axis."""
 
+from math import prod
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxprop.precision import matmul, up
+from jaxprop.precision import floating, matmul, up
 from jaxprop.rule import Case, Rule
 
 
@@ -35,14 +36,15 @@ def linear_reference(x: jax.Array, w: jax.Array, b: jax.Array | None = None) -> 
         reduced there too and rounded once, to the dtypes of w and b.
 
     Raises:
+        TypeError: where x, w or b is not floating.
         ValueError: where the last axis of x is not n_in, or b is not (n_out,).
 
     Source: Goodfellow, Bengio and Courville, Deep Learning, Algorithm 6.4; seed
         claims N1 to N3.
     """
-    _check("linear", x, w, b)
-    y = matmul(x, w)
-    return (y if b is None else y + b.astype(y.dtype)).astype(x.dtype)
+    _check(x, w, b)
+    y = matmul(x, w)  # F1
+    return (y if b is None else y + b.astype(y.dtype)).astype(x.dtype)  # F1
 
 
 class LinearResiduals(NamedTuple):
@@ -66,18 +68,21 @@ def linear_backward(res: LinearResiduals, g: jax.Array) -> tuple[jax.Array, jax.
 
 def _rows(x: jax.Array) -> jax.Array:
     """x as a matrix of rows: its leading axes are all batch."""
-    return x.reshape(-1, x.shape[-1])
+    return x.reshape(prod(x.shape[:-1]), x.shape[-1])
 
 
-def _check(name: str, x: jax.Array, w: jax.Array, b: jax.Array | None) -> None:
+def _check(x: jax.Array, w: jax.Array, b: jax.Array | None) -> None:
+    for name, array in {"x": x, "w": w, "b": b}.items():
+        if array is not None:
+            floating("linear", name, array)
     if x.ndim < 1 or w.ndim != 2 or x.shape[-1] != w.shape[0]:
         raise ValueError(
-            f"{name}: x must be (..., n_in) and w (n_in, n_out), got x {x.shape} and w {w.shape}. "
+            f"linear: x must be (..., n_in) and w (n_in, n_out), got x {x.shape} and w {w.shape}. "
             "Weights are stored (n_in, n_out): transpose a (n_out, n_in) matrix."
         )
     if b is not None and b.shape != w.shape[1:]:
         raise ValueError(
-            f"{name}: b must be (n_out,) = {w.shape[1:]}, got {b.shape}. Give one bias per column "
+            f"linear: b must be (n_out,) = {w.shape[1:]}, got {b.shape}. Give one bias per column "
             "of w, or None."
         )
 
@@ -93,9 +98,11 @@ def linear_cases() -> list[Case]:
         Case("batch of one", (x[:1], w, b)),
         Case("one unit", (x, w[:, :1], b[:1])),
         Case("extra leading axes", (normal(3, 2, 7, 3), w, b), given={"x": x}),
+        Case("vector", (x[0], w, b), given={"x": x}),
         Case("bfloat16 data", (x.astype(jnp.bfloat16), w, b)),
         Case("zeros", (jnp.zeros_like(x), jnp.zeros_like(w), jnp.zeros_like(b)), edge=True),
         Case("empty batch", (x[:0], w, b), edge=True),
+        Case("no inputs", (x[:, :0], w[:0], b), edge=True),
     ]
 
 

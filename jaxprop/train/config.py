@@ -23,14 +23,14 @@ class Network:
     """The data and the dense network that is trained on it."""
 
     dataset: DatasetName = "digits"
-    """Data to train on. The first three come with scikit-learn; the others are read from
-    files in --data-dir."""
+    """Data to train on.
+    The first three come with scikit-learn; the others are read from --data-dir."""
     layers: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers, in units, from the input on; none for a linear model. The
-    output layer's width follows from the data."""
+    """Widths of the hidden layers, in units, from the input on; none for a linear model.
+    The width of the output layer follows from the data."""
     activations: tuple[str, ...] = ("relu",)
-    """Activation of every hidden layer, or one for each: relu, leaky_relu, sigmoid, tanh,
-    softplus, silu, gelu or another rule of one array."""
+    """Activation of every hidden layer, or one for each.
+    relu, leaky_relu, sigmoid, tanh, softplus, silu, gelu or another rule of one array."""
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -60,8 +60,8 @@ class Cost:
     activity_strength: float = 1e-4
     """Strength of --activity-penalty; no unit, at least 0."""
     reading: Reading = "separate"
-    """Where the parameter penalty enters: beside the loss, or folded into it. The
-    gradients are the same."""
+    """Where the parameter penalty enters: beside the loss, or folded into it.
+    The gradients are the same."""
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -79,13 +79,13 @@ class Optimisation:
 
     optimiser: str = "adam"
     """An optimiser of optax by its name there: adam, adamw, sgd, rmsprop, lion, ..."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-2
     """Learning rate (the highest one, where the schedule varies it); above 0."""
     optimiser_options: tuple[str, ...] = ()
     """Further arguments of the optimiser as name=value: momentum=0.9 nesterov=True."""
     schedule: str = "cosine"
-    """A schedule of optax by its name there, with or without its ending: constant, cosine,
-    warmup_cosine, exponential, linear, ... It spans the whole run."""
+    """A schedule of optax by its name there, its ending left off if you like.
+    constant, cosine, warmup_cosine, exponential, linear, ... It spans the whole run."""
     schedule_options: tuple[str, ...] = ()
     """Further arguments of the schedule as name=value: warmup_steps=50 end_value=1e-5."""
     batch_size: int = 32
@@ -95,13 +95,13 @@ class Optimisation:
     seed: int = 0
     """Fixes the split, the initial parameters and the order of the examples."""
     dtype: Dtype = "float32"
-    """Precision of the data and of every layer. Parameters have it too, except that
-    bfloat16 keeps them, the loss and the optimiser in float32."""
+    """Precision of the data and of every layer's output.
+    bfloat16 keeps the parameters, the loss and the optimiser in float32."""
     automatic: bool = False
     """Train by jax.grad of the references instead of the hand-written backward passes."""
-    plant: str | None = None
-    """Train by a backward pass with a slip of the notes planted in it (E1, E3, ...), to see
-    what a wrong gradient does."""
+    plant: str = "none"
+    """Plant a slip of the notes in the backward pass: E1, E3, ...
+    See what training by a wrong gradient does."""
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -111,8 +111,10 @@ class Optimisation:
         for name in ("batch_size", "epochs"):
             value = getattr(self, name)
             _require(value >= 1, f"{_flag(name)} must be at least 1", value, _flag(name))
-        _require(0 <= self.seed < 2**32, "the seed must lie from 0 to 2**32 - 1", self.seed, "--seed")
-        if self.automatic and self.plant is not None:
+        _require(
+            0 <= self.seed < 2**32, "the seed must lie from 0 to 2**32 - 1", self.seed, "--seed"
+        )
+        if self.automatic and self.plant != "none":
             raise TrainingError(
                 f"--plant puts a slip into the hand-written gradient, got {self.plant} with "
                 "--automatic, which does not use it. Give one of the two."
@@ -159,7 +161,7 @@ def from_json(saved: Mapping[str, Mapping[str, Any]]) -> Config:
 
 
 def differences(saved: Config, wanted: Config) -> list[str]:
-    """The fields that differ, each as "--flag: saved ..., now ...". """
+    """The fields that differ, each as "--flag: saved ..., now ..."."""
     before, now = dict(_flat(saved)), dict(_flat(wanted))
     return [
         f"{_flag(name)}: saved {_shown(before[name])}, now {_shown(now[name])}"
@@ -203,7 +205,9 @@ def _check_choices(settings: Any) -> None:
     for name, kind in get_type_hints(type(settings)).items():
         choices, value = get_args(kind), getattr(settings, name)
         if choices and isinstance(choices[0], str) and value not in choices:
-            raise TrainingError(f"{_flag(name)} must be one of {', '.join(choices)}, got {value!r}.")
+            raise TrainingError(
+                f"{_flag(name)} must be one of {', '.join(choices)}, got {value!r}."
+            )
 
 
 def _require(holds: bool, invariant: str, got: object, flag: str) -> None:

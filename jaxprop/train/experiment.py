@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -68,8 +69,7 @@ class Experiment:
 
     def order(self, epoch: int) -> jax.Array:
         """The order of the training examples in an epoch (from 1 on); it depends on that alone."""
-        key = jax.random.fold_in(jax.random.key(self.config.optimisation.seed), epoch)
-        return jax.random.permutation(key, len(self.x))
+        return _permutation(self.config.optimisation.seed, epoch, len(self.x))
 
     def init(self) -> PyTree:
         """The parameters that the seed gives."""
@@ -97,7 +97,7 @@ def prepare(
         TrainingError: where a name in the settings is unknown, or float64 is not enabled.
     """
     dtype = jnp.dtype(config.optimisation.dtype)
-    if dtype == jnp.float64 and not jax.config.jax_enable_x64:
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise TrainingError("float64 must be enabled, got 32 bits. Use jax.enable_x64(True).")
     compute = at_least_float32(dtype)
     J = make_cost(config, make_network(config, split.dataset), split.dataset)
@@ -178,6 +178,11 @@ def make_strength(config: Config, dtype: Any) -> PyTree:
 def steps_per_epoch(config: Config, examples: int) -> int:
     """Whole batches, and one more step for what is left."""
     return -(-examples // config.optimisation.batch_size)
+
+
+@partial(jax.jit, static_argnames="examples")
+def _permutation(seed: int, epoch: int, examples: int) -> jax.Array:
+    return jax.random.permutation(jax.random.fold_in(jax.random.key(seed), epoch), examples)
 
 
 def _made(by_hand: Callable[[Cost], ValueAndGrad], J: Cost) -> ValueAndGrad:

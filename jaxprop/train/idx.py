@@ -85,7 +85,9 @@ def read_idx(source: Source, path: Path, axes: int) -> np.ndarray:
     data = read(source, path)
     magic = bytes([0, 0, UNSIGNED_BYTE, axes])
     if data[:4] != magic:
-        problem = f"must start with the magic number {magic.hex()}, got {data[:4].hex() or 'nothing'}"
+        problem = (
+            f"must start with the magic number {magic.hex()}, got {data[:4].hex() or 'nothing'}"
+        )
         raise corrupt(source, path, problem)
     header = 4 + 4 * axes
     if len(data) < header:

@@ -109,9 +109,7 @@ def fit(
     return Finished(state.params, measure(state.params).y_hat, steps, stopped_by)
 
 
-def _start(
-    session: _Session, folder: RunFolder, checkpoints: Checkpoints
-) -> tuple[State, int]:
+def _start(session: _Session, folder: RunFolder, checkpoints: Checkpoints) -> tuple[State, int]:
     """The state to begin with, and the steps behind it; metrics.jsonl cut to that."""
     state, steps = initial_state(session.experiment), checkpoints.newest
     if steps is not None:
@@ -126,26 +124,24 @@ def _start(
 
 
 def _run_epoch(session: _Session, state: State, steps: int) -> tuple[State, int]:
-    """Run to the end of the epoch, or until asked to stop."""
+    """Run to the end of the epoch, or, after one call at least, until asked to stop."""
     experiment, pace = session.experiment, session.pace
     per_epoch = experiment.steps_per_epoch
     epoch, within = steps // per_epoch + 1, steps % per_epoch
     order = experiment.order(epoch)
-    while within < per_epoch and session.stop_asked() is None:
+    asked = None
+    while within < per_epoch and asked is None:
         until, called = min(within + pace.steps, per_epoch), time.perf_counter()
         state = session.run_steps(state, order, within, until)
-        # A copy: the state's own buffers are donated to the next call.
-        costs = np.asarray(jnp.copy(state.costs))
+        costs = _fetch(state.costs)
         pace.saw(time.perf_counter() - called)
         _check_costs(experiment, epoch, costs[:until])
         session.progress.advance(until - within)
-        within = until
+        within, asked = until, session.stop_asked()
     return state, (epoch - 1) * per_epoch + within
 
 
-def _record(
-    experiment: Experiment, measured: Measured, state: State, steps: int
-) -> dict[str, Any]:
+def _record(experiment: Experiment, measured: Measured, state: State, steps: int) -> dict[str, Any]:
     """An epoch's line of metrics.jsonl."""
     epoch, last = steps // experiment.steps_per_epoch, experiment.config.optimisation.epochs
     loss = float(measured.held_out_loss)
@@ -154,7 +150,7 @@ def _record(
     record: dict[str, Any] = {"epoch": epoch, "steps": steps}
     if epoch:
         record["learning_rate"] = rate_at(experiment.schedule, steps - 1)
-        record["train_cost"] = float(epoch_cost(experiment, state.costs))
+        record["train_cost"] = epoch_cost(experiment, _fetch(state.costs))
     record["held_out_loss"] = loss
     record |= scores(experiment, measured.y_hat)
     record["gradient_norms"] = {k: float(norm) for k, norm in measured.gradient_norms.items()}
@@ -163,6 +159,11 @@ def _record(
         rows = experiment.order(last)[-batch:] if epoch else experiment.order(1)[:batch]
         record["cross_check"] = cross_check(experiment, state.params, rows)._asdict()
     return record
+
+
+def _fetch(costs: jax.Array) -> np.ndarray:
+    """A copy on the host: the state's own buffers are donated to the next call."""
+    return np.asarray(jnp.copy(costs))
 
 
 def _check_costs(experiment: Experiment, epoch: int, costs: np.ndarray) -> None:

@@ -8,6 +8,8 @@ rate and a number of steps is a schedule.
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
+from types import FunctionType
 from typing import Any
 
 import jax
@@ -37,12 +39,12 @@ def make_schedule(config: Optimisation, steps: int) -> optax.Schedule:
 
 def make_optimiser(config: Optimisation, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The optimiser, with the schedule as its learning rate."""
-    factory = getattr(optax, config.optimiser, None)
-    if factory is None or not _is_optimiser(factory):
+    if not _is_optimiser(config.optimiser):
         raise TrainingError(
             f"--optimiser must be one of {', '.join(optimiser_names())}, got {config.optimiser!r}."
         )
     given = parse_options("--optimiser-options", config.optimiser_options)
+    factory = getattr(optax, config.optimiser)
     optimiser = _call("--optimiser", factory, {"learning_rate": schedule} | given)
     if problem := _problem(optimiser):
         raise TrainingError(
@@ -66,15 +68,14 @@ def update(
 
 
 def rate_at(schedule: optax.Schedule, step: int) -> float:
-    """The learning rate that the step has, counted from 0."""
+    """The learning rate of a step, counted from 0."""
     with jax.numpy_dtype_promotion("standard"):
-        return float(schedule(step))
+        return float(jax.jit(schedule)(step))
 
 
 def optimiser_names() -> list[str]:
     """What optax exports that can be an --optimiser."""
-    found = [name for name in dir(optax) if _is_optimiser(getattr(optax, name))]
-    return [name for name in found if _works(getattr(optax, name))]
+    return [name for name in dir(optax) if _is_optimiser(name) and _works(getattr(optax, name))]
 
 
 def schedule_names() -> list[str]:
@@ -111,8 +112,10 @@ def _is_schedule(factory: object) -> bool:
     return any(name in ("value", "init_value", "peak_value") for name in _required(factory))
 
 
-def _is_optimiser(factory: object) -> bool:
-    if not inspect.isfunction(factory) or factory.__name__.startswith("scale_by"):
+def _is_optimiser(name: str) -> bool:
+    """Whether optax exports a function of that name that takes a learning rate."""
+    factory = getattr(optax, name, None)
+    if name.startswith(("_", "scale_by")) or not isinstance(factory, FunctionType | partial):
         return False
     return "learning_rate" in inspect.signature(factory).parameters
 
@@ -148,9 +151,10 @@ def _call(flag: str, factory: Callable, arguments: Mapping[str, Any]) -> Any:
             return factory(**arguments)
         except (TypeError, ValueError, Warning) as error:
             names = ", ".join(inspect.signature(factory).parameters)
+            reason = str(error).rstrip(".")
             raise TrainingError(
-                f"{flag} {factory.__name__} takes ({names}), optax says: {error} Give its "
-                f"arguments with {flag}-options name=value."
+                f"{flag} takes ({names}), optax says: {reason}. Give what is missing with "
+                f"{flag}-options name=value."
             ) from None
 
 

@@ -22,8 +22,8 @@ class Files:
     """The run's folder, and what is written there."""
 
     run: Path | None = None
-    """Folder of the run: new or empty, or with --resume that of a run. Where none is given,
-    a new one, runs/<dataset>-<number>."""
+    """Folder of the run: new or empty, or with --resume that of a run.
+    Where none is given, a new one: runs/<dataset>-<number>."""
     resume: bool = False
     """Go on with the run in --run. Its settings are kept; none need be repeated."""
     data_dir: Path = Path("data")
@@ -31,8 +31,8 @@ class Files:
     save_every: float = 5.0
     """Seconds between checkpoints; 0 for one after every epoch."""
     trace: bool = False
-    """Print Algorithms 6.3 and 6.4 on the first batch before training, quantity by quantity,
-    and write them to trace.txt and trace.png in the run folder."""
+    """Print Algorithms 6.3 and 6.4 on the first batch before training, by quantity.
+    They are written to trace.txt and trace.png in the run folder too."""
 
 
 @dataclass(frozen=True)

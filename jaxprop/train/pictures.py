@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from jaxprop.train.data import Split
 
@@ -28,7 +28,10 @@ def draw(folder: Path, records: Records, split: Split, guess: np.ndarray) -> lis
         What was written.
     """
     dataset, truth = split.dataset, split.dataset.y[split.held_out]
-    figures = {"curves.png": curves(records, dataset.unit), "gradient_flow.png": gradient_flow(records)}
+    figures = {
+        "curves.png": curves(records, dataset.unit),
+        "gradient_flow.png": gradient_flow(records),
+    }
     if dataset.kind == "regression":
         figures["predictions.png"] = predictions(truth, guess, dataset.unit)
     else:
@@ -51,8 +54,8 @@ def curves(records: Records, unit: str) -> Figure:
     epochs = [r["epoch"] for r in records]
     label = "held-out loss L, after the epoch"
     left.plot(epochs, [r["held_out_loss"] for r in records], label=label)
-    left.set_yscale("log")
-    left.set_ylabel("cost, loss" if unit else "cost, loss (nats per example)")
+    _log_scale(left)
+    left.set_ylabel(f"cost, loss ({'targets standardised' if unit else 'nats per example'})")
     left.legend()
     _scores(right, epochs, records, unit)
     for axes in (left, right):
@@ -75,12 +78,13 @@ def gradient_flow(records: Records) -> Figure:
     for r in _spread(records):
         norms = [r["gradient_norms"][layer] for layer in layers]
         right.plot(range(len(layers)), norms, marker="o", label=f"epoch {r['epoch']}")
-    right.set_xticks(range(len(layers)), layers, rotation=30, ha="right")
+    _name_ticks(right.xaxis, layers)
     right.set_xlabel("layer, from the input on")
     right.set_title("by depth")
-    right.set_yscale("log")
+    right.margins(x=0.1)
+    _log_scale(right)
     right.grid(alpha=0.3)
-    right.legend()
+    right.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -89,7 +93,8 @@ def confusion(truth: np.ndarray, guess: np.ndarray, classes: Sequence[str]) -> F
     size = len(classes)
     counts = np.zeros((size, size), int)
     np.add.at(counts, (truth, guess), 1)
-    figure = Figure(figsize=(3 + 0.5 * size, 2.5 + 0.5 * size), layout="constrained")
+    width, height = max(5.5, 3 + 0.5 * size), max(4.0, 2.5 + 0.5 * size)
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -97,7 +102,7 @@ def confusion(truth: np.ndarray, guess: np.ndarray, classes: Sequence[str]) -> F
         colour = "white" if shares[row, column] > 0.5 else "black"
         if count:
             axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=9)
-    axes.set_xticks(range(size), classes, rotation=45, ha="right")
+    _name_ticks(axes.xaxis, classes)
     axes.set_yticks(range(size), classes)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
@@ -116,10 +121,12 @@ def mistakes(
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(max(4.5, 2 * columns), 0.6 + 2.2 * rows), layout="constrained")
     panels = np.ravel(figure.subplots(rows, columns, squeeze=False))
-    for panel in panels:
+    for panel in panels[len(shown) :]:
         panel.set_axis_off()
     top = images.max()
     for panel, index in zip(panels, shown, strict=False):
+        panel.set_xticks([])
+        panel.set_yticks([])
         panel.imshow(images[index].squeeze() / top, cmap="gray_r", vmin=0, vmax=1)
         right, taken = classes[truth[index]], classes[guess[index]]
         panel.set_title(f"{right}\ntaken for {taken}", fontsize=9)
@@ -143,7 +150,9 @@ def predictions(truth: np.ndarray, guess: np.ndarray, unit: str) -> Figure:
 
 def _scores(axes: Any, epochs: Sequence[int], records: Records, unit: str) -> None:
     if "held_out_accuracy" in records[0]:
-        axes.plot(epochs, [100 * r["held_out_accuracy"] for r in records], color="tab:green")
+        shares = [100 * r["held_out_accuracy"] for r in records]
+        # Without the guess before training, which would flatten what follows.
+        axes.plot(epochs[1:], shares[1:], color="tab:green")
         axes.set_ylabel("held-out accuracy (%)")
         return
     axes.plot(epochs, [r["held_out_rmse"] for r in records], color="tab:green")
@@ -154,6 +163,21 @@ def _epoch_axis(axes: Any) -> None:
     axes.set_xlabel("epoch (0: before training)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
+
+
+def _log_scale(axes: Any) -> None:
+    """A logarithmic y axis whose numbers are plain ones."""
+    axes.set_yscale("log")
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        set_formatter("{x:g}")
+
+
+def _name_ticks(axis: Any, names: Sequence[str]) -> None:
+    """Names along the x axis, slanted where they would run into each other."""
+    crowded = sum(map(len, names)) > 40
+    slant = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+    axis.set_ticks(range(len(names)), names, **slant)
 
 
 def _spread(records: Records, most: int = 5) -> Records:

@@ -38,7 +38,7 @@ class Progress:
             f"epoch {record['epoch']:>{width}}/{self._epochs}"
             f"  train cost {record['train_cost']:.4f}"
             f"  held-out loss {record['held_out_loss']:.4f}"
-            f"  {score(record)}  {seconds:.2f} s"
+            f"  {score(record)}  {seconds:.3f} s"
         )
 
 
@@ -46,4 +46,4 @@ def score(record: Mapping[str, Any]) -> str:
     """The held-out score of an epoch, in words."""
     if "held_out_accuracy" in record:
         return f"accuracy {record['held_out_accuracy']:7.2%}"
-    return f"R^2 {record['held_out_r2']:.4f}  error {record['held_out_rmse']:.4g}"
+    return f"R^2 {record['held_out_r2']:.4f}  root mean square error {record['held_out_rmse']:.4g}"

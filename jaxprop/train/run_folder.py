@@ -1,11 +1,11 @@
 """The run folder: settings, metrics, and where the rest lies.
 
-    config.json     the settings
-    metrics.jsonl   one line per epoch, the first (epoch 0) before training; the same bytes
-                    for the same settings on the same machine, resumed or not
-    timings.jsonl   the seconds of each epoch
-    checkpoints/    the newest states
-    *.png, trace.txt
+config.json     the settings
+metrics.jsonl   one line per epoch, the first (epoch 0) before training; the same bytes
+                for the same settings on the same machine, resumed or not
+timings.jsonl   the seconds of each epoch
+checkpoints/    the newest states
+*.png, trace.txt
 """
 
 import json
@@ -63,8 +63,8 @@ def create(path: Path, config: Config) -> RunFolder:
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise TrainingError(
-            f"the run folder {path} must be new or empty, got one with files in it. Give another "
-            "--run, or go on with that run: --resume."
+            f"the run folder {path} must be a new or an empty folder, got one with files in it, or "
+            "a file. Give another --run, or go on with that run: --resume."
         )
     path.mkdir(parents=True, exist_ok=True)
     write_whole(path / SETTINGS, json.dumps(config.as_json(), indent=2) + "\n")
@@ -85,8 +85,6 @@ def saved_config(path: Path) -> Config:
             "with --run, or start one without --resume."
         ) from None
     except ValueError as error:
-        if isinstance(error, TrainingError):
-            raise
         raise TrainingError(f"{path / SETTINGS} must be JSON, got: {error}.") from None
 
 

@@ -51,7 +51,7 @@ def run(options: Options) -> int:
 def _by_hand(config: Config) -> Callable[[Cost], ValueAndGrad]:
     """What makes the hand-written gradient of J, right or with a slip planted in it."""
     slip = config.optimisation.plant
-    if slip is None:
+    if slip == "none":
         return jaxprop.value_and_grad
     if slip not in SLIPS:
         raise TrainingError(f"--plant must be one of {', '.join(SLIPS)}, got {slip!r}.")
@@ -61,13 +61,12 @@ def _by_hand(config: Config) -> Callable[[Cost], ValueAndGrad]:
 def _summary(experiment: Experiment, folder: RunFolder) -> str:
     """What is about to be trained."""
     config, data, optimisation = experiment.config, experiment.split, experiment.config.optimisation
-    terms = [experiment.J.loss.name, *(term.name for term in experiment.J.terms.values())]
     return "\n".join(
         [
             f"{data.dataset.name}: {len(data.train)} training and {len(data.held_out)} held-out "
             "examples",
             f"network: {_shape(experiment)}, {optimisation.dtype}",
-            f"J = {' + '.join(terms)}, by {_gradient(config)}",
+            f"J = {_terms(experiment)}, by {_gradient(config)}",
             f"{optimisation.optimiser}, {optimisation.schedule} schedule, learning rate "
             f"{optimisation.learning_rate:g}, {optimisation.epochs} epochs of "
             f"{experiment.steps_per_epoch} steps",
@@ -83,11 +82,21 @@ def _shape(experiment: Experiment) -> str:
     return " -> ".join([str(experiment.x.shape[1]), *hidden, str(experiment.units)])
 
 
+def _terms(experiment: Experiment) -> str:
+    cost = experiment.config.cost
+    terms = [experiment.J.loss.name]
+    if cost.penalty != "none":
+        terms.append(f"{cost.strength:g} {cost.penalty}")
+    if cost.activity_penalty != "none":
+        terms.append(f"{cost.activity_strength:g} activity_{cost.activity_penalty}")
+    return " + ".join(terms)
+
+
 def _gradient(config: Config) -> str:
     optimisation = config.optimisation
     if optimisation.automatic:
         return "jax.grad of the references"
-    if optimisation.plant is None:
+    if optimisation.plant == "none":
         return "hand-written backward passes"
     slip = SLIPS[optimisation.plant]
     return (
@@ -128,10 +137,9 @@ def _how_to_resume(
 def _report(experiment: Experiment, folder: RunFolder, finished: Finished) -> int:
     """Say and draw how it ended."""
     records = folder.records()
-    pictures = draw(
-        folder.path, records, experiment.split, predictions(experiment, finished.y_hat)
-    )
-    print(f"held-out {score(records[-1])}")
+    pictures = draw(folder.path, records, experiment.split, predictions(experiment, finished.y_hat))
+    unit = experiment.split.dataset.unit
+    print(f"held-out {score(records[-1])} {unit}".rstrip())
     print("gradient by hand against jax.grad, largest relative error over the parameters:")
     for when, record in (("first", records[0]), ("last", records[-1])):
         print(f"  {when} step: {_checked(record)}")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxprop.installing import PyTree
@@ -32,8 +33,7 @@ RunSteps = Callable[[State, jax.Array, int, int], State]
 def initial_state(experiment: Experiment) -> State:
     """The state before the first step."""
     params = experiment.init()
-    dtype = jax.tree.leaves(params)[0].dtype
-    costs = jnp.zeros((experiment.steps_per_epoch,), dtype)
+    costs = jnp.zeros((experiment.steps_per_epoch,), jax.tree.leaves(params)[0].dtype)
     return State(params, experiment.optimiser.init(params), costs)
 
 
@@ -79,8 +79,8 @@ def make_run_steps(experiment: Experiment) -> RunSteps:
     return run_steps
 
 
-def epoch_cost(experiment: Experiment, costs: jax.Array) -> jax.Array:
+def epoch_cost(experiment: Experiment, costs: np.ndarray) -> float:
     """The mean of J over the examples of an epoch, each at the step that saw it."""
     batch, examples = experiment.batch_size, len(experiment.x)
-    sizes = jnp.minimum(batch, examples - batch * jnp.arange(len(costs)))
-    return jnp.sum(costs * sizes.astype(costs.dtype)) / examples
+    sizes = np.minimum(batch, examples - batch * np.arange(len(costs)))
+    return float(np.average(costs.astype(np.float64), weights=sizes))

@@ -1,0 +1,86 @@
+"""The truth that the rules are held against: their references in float64, under jax.vjp."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import jaxprop
+from jaxprop import Case, Rule
+
+SEEDS = (0, 1, 2)
+
+
+def ids(item: Any) -> str:
+    return item.name
+
+
+RULE_CASES = [(rule, case) for rule in jaxprop.CATALOGUE for case in rule.cases()]
+RULE_CASE_IDS = [f"{rule.name}-{case.name}" for rule, case in RULE_CASES]
+
+
+def by_options(rule: Rule) -> list[Case]:
+    """The first ordinary case for each setting of the options and each kind of argument."""
+    first: dict[tuple, Case] = {}
+    for case in rule.cases():
+        kinds = frozenset(jnp.asarray(leaf).dtype.kind for leaf in jax.tree.leaves(case.args))
+        if not case.edge:
+            first.setdefault((repr(dict(case.options)), kinds), case)
+    return list(first.values())
+
+
+def is_floating(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating)
+
+
+def double(tree: Any) -> Any:
+    """The tree with its floating leaves in float64, where that is enabled."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) if is_floating(x) else x, tree)
+
+
+def differentiable(case: Case) -> list[int]:
+    """The positions of the arguments with a gradient."""
+    leaves = [jax.tree.leaves(arg) for arg in case.args]
+    return [i for i, some in enumerate(leaves) if some and all(map(is_floating, some))]
+
+
+def pick(case: Case, function: Any) -> Any:
+    """function(*args) as one of the differentiable arguments alone, and those arguments."""
+    positions = differentiable(case)
+
+    def of_some(*some: Any) -> Any:
+        args = list(case.args)
+        for position, arg in zip(positions, some, strict=True):
+            args[position] = arg
+        return function(*args, **case.options)
+
+    return of_some, [case.args[position] for position in positions]
+
+
+def cotangent(y: jax.Array, seed: int) -> jax.Array:
+    """A random cotangent of y's type."""
+    return jax.random.normal(jax.random.key(seed), y.shape, jnp.float32).astype(y.dtype)
+
+
+def truth(rule: Rule, case: Case, g: jax.Array) -> tuple[jax.Array, list]:
+    """(value, the cotangents of the differentiable arguments) of the reference in float64."""
+    with jax.enable_x64(True):
+        exact = case._replace(args=double(case.args))
+        function, some = pick(exact, rule.reference)
+        y, pullback = jax.vjp(function, *some)
+        return y, list(pullback(g.astype(y.dtype)))
+
+
+def filled(cotangents: Any, primals: Any) -> Any:
+    """The cotangents, zeros where a rule gives None for no gradient."""
+    return jax.tree.map(
+        lambda d, x: jnp.zeros_like(x) if d is None else d,
+        cotangents,
+        primals,
+        is_leaf=lambda d: d is None,
+    )
+
+
+def reduced(case: Case) -> int:
+    """More terms than any reduction of the rule at this case has."""
+    return max([1, *(jnp.size(leaf) for leaf in jax.tree.leaves(case.args))])

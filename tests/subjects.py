@@ -1,0 +1,70 @@
+"""Every rule of the catalogue at one set of arguments, and how to differentiate it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import jaxprop
+
+NAMES = [rule.name for rule in jaxprop.CATALOGUE]
+
+
+def named(name: str) -> jaxprop.Rule:
+    return next(rule for rule in jaxprop.CATALOGUE if rule.name == name)
+
+
+def subject(name: str) -> tuple[jaxprop.Rule, tuple]:
+    """The rule, the options of its first case fixed, and that case's arguments in float64."""
+    rule = named(name)
+    case = next(case for case in rule.cases() if not case.edge)
+    return rule.bind(**case.options), in_float64(case.args)
+
+
+def in_float64(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.astype(jnp.float64) if is_inexact(x) else x, tree)
+
+
+def is_inexact(x: Any) -> bool:
+    return jnp.issubdtype(jnp.asarray(x).dtype, jnp.inexact)
+
+
+def arguments(args: tuple) -> tuple[int, ...]:
+    """The positions of the arguments that can be differentiated."""
+    trees = [jax.tree.leaves(arg) for arg in args]
+    return tuple(i for i, leaves in enumerate(trees) if leaves and all(map(is_inexact, leaves)))
+
+
+def weighted_sum(tree: Any) -> jax.Array:
+    """A scalar in which every number of the tree counts differently."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if is_inexact(leaf)]
+    return sum(jnp.sum(leaf * pattern(leaf)) for leaf in leaves)
+
+
+def pattern(x: jax.Array) -> jax.Array:
+    """Numbers in the shape and dtype of x, no two alike."""
+    return jnp.cos(1 + jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)
+
+
+def gradient(f: Callable, args: tuple) -> Callable:
+    """args -> (the weighted sum of f, its gradient in every argument that has one)."""
+    return jax.value_and_grad(lambda *a: weighted_sum(f(*a)), arguments(args))
+
+
+def both_ways(run: Callable[[], Any]) -> tuple[Any, Any]:
+    """What `run` gives by the rules' own backwards, and by automatic differentiation."""
+    custom = run()
+    with jaxprop.automatic():
+        return custom, run()
+
+
+def eight_rows(args: tuple) -> tuple[tuple, tuple]:
+    """The arguments with a batch of eight, and whether each leaf has the batch axis.
+
+    Leaves whose first axis is as long as the first leaf's are taken to have it.
+    """
+    batch = jax.tree.leaves(args)[0].shape[:1]
+    has_batch = jax.tree.map(lambda x: bool(batch) and x.shape[:1] == batch, args)
+    rows = jnp.arange(8) % (batch or (1,))[0]
+    return jax.tree.map(lambda x, has: x[rows] if has else x, args, has_batch), has_batch
