@@ -8,6 +8,7 @@ from jaxprop import rules
 from jaxprop.catalogue import CATALOGUE
 from jaxprop.composition import chain
 from jaxprop.costs import Cost, cost, value_and_grad
+from jaxprop.derivation import derive
 from jaxprop.layers import Layer, dense, elementwise
 from jaxprop.rule import Case, Rule, automatic
 from jaxprop.rules.activations import identity, leaky_relu, relu, sigmoid, softplus, tanh
@@ -33,6 +34,7 @@ __all__ = [
     "chain",
     "cost",
     "dense",
+    "derive",
     "elastic_net",
     "elementwise",
     "gelu",

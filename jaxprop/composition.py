@@ -52,7 +52,7 @@ def chain(*unnamed: Rule, **named: Rule) -> Layer:
         hs, saved = forward_through(layers, params, x, key)
         return list(hs.values())[-1], ChainResiduals(saved)
 
-    def backward(res: ChainResiduals, g: jax.Array) -> tuple[PyTree, jax.Array, None]:
+    def backward(res: ChainResiduals, g: jax.Array) -> tuple[PyTree, jax.Array | None, None]:
         dparams, dx = backward_through(layers, res.layers, g, {})
         return dparams, dx, None
 
@@ -103,7 +103,7 @@ def backward_through(
     layer k, before its f' (seed claim N9, reading 3).
     """
     dparams = {}
-    for name, layer in reversed(layers.items()):
+    for name, layer in reversed(list(layers.items())):
         g = add_cotangents(g, dhs.get(name))
         dparams[name], g, _ = layer.backward(saved[name], g)
     return {name: dparams[name] for name in layers}, g

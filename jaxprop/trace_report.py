@@ -73,9 +73,7 @@ def _line(row: Row) -> str:
     largest = float(jnp.max(jnp.abs(array), initial=0.0))
     zeros = float(jnp.mean(array == 0)) if array.size else 0.0
     shape = "x".join(map(str, array.shape)) or "scalar"
-    return (
-        f"{row.layer:<24}{row.quantity:<30}{shape:>16}{norm:>11.4g}{largest:>11.4g}{zeros:>8.0%}"
-    )
+    return f"{row.layer:<24}{row.quantity:<30}{shape:>16}{norm:>11.4g}{largest:>11.4g}{zeros:>8.0%}"
 
 
 def plot(trace: "Trace", path: str | PathLike[str]) -> None:

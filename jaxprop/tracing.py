@@ -25,7 +25,7 @@ class LayerTrace:
     values:     a_k and h_k by name, in the order they were computed (a layer that is
                 not made of an affine map and an activation has only h).
     gradients:  the gradient of J in each of `values`: "h" is the g that arrives, the
-                activity penalty's share included, "a" is g after f'.
+                activity penalty's share included, "a" is g after f'. None where there is none.
     dactivity:  that share, lambda dOmega/dh_k; None without one.
     dparams:    the gradient of the loss (and activity penalty) in the layer's parameters.
     dpenalty:   the parameter penalty's share, lambda dOmega/dtheta_k; None without one.
@@ -34,7 +34,7 @@ class LayerTrace:
 
     name: str
     values: Mapping[str, jax.Array]
-    gradients: Mapping[str, jax.Array]
+    gradients: Mapping[str, jax.Array | None]
     dactivity: jax.Array | None
     dparams: PyTree
     dpenalty: PyTree
@@ -177,7 +177,7 @@ def _backward(
 ) -> list[LayerTrace]:
     """Algorithm 6.4 over all runs; the layers in the order of the forward pass."""
     layers: list[LayerTrace] = []
-    for name, runs in reversed(groups.items()):
+    for name, runs in reversed(list(groups.items())):
         dactivity = dhs.get(name)
         g = add_cotangents(g, dactivity)
         for run in reversed(runs):
@@ -189,8 +189,9 @@ def _backward(
 def _backward_run(
     run: _Run, g: jax.Array | None, dactivity: jax.Array | None, share: PyTree
 ) -> LayerTrace:
-    gradients, dparams = {}, None
-    for name, step in reversed(run.steps.items()):
+    gradients: dict[str, jax.Array | None] = {}
+    dparams = None
+    for name, step in reversed(list(run.steps.items())):
         gradients[name] = g
         dparams, g, _ = step.backward(run.saved[name], g)
     for part in run.path:

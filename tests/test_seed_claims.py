@@ -13,8 +13,16 @@ import numpy as np
 import pytest
 
 import jaxprop
-from tests.seed_network import LAMBDA, SQUARE, UNEQUAL, Columns, Seed
-from tests.seed_network import probed_cost, seed_network, zero_probes
+from tests.seed_network import (
+    LAMBDA,
+    SQUARE,
+    UNEQUAL,
+    Columns,
+    Seed,
+    probed_cost,
+    seed_network,
+    zero_probes,
+)
 from tests.tolerances import assert_near
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -139,8 +147,9 @@ def test_N0_to_N8_are_what_value_and_grad_returns(sides: Sides) -> None:
     seed = sides.seed
     value, dparams = jaxprop.value_and_grad(sides.J)(seed.params, seed.x, seed.y, LAMBDA)
     assert_near(dparams, sides.auto)
-    assert_near(value, probed_cost(seed, lambda p: LAMBDA * half_squares(p))(
-        seed.params, zero_probes(seed)))
+    assert_near(
+        value, probed_cost(seed, lambda p: LAMBDA * half_squares(p))(seed.params, zero_probes(seed))
+    )
 
 
 def test_N4_of_softmax_is_a_vector_jacobian_product() -> None:

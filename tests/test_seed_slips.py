@@ -168,9 +168,7 @@ def test_E6_dJ_dy_hat_is_dL_dy_hat_with_theta_held(widths: tuple[int, ...]) -> N
 
     moved = seed.network(seed.params, 2 * seed.x) - seed.network(seed.params, seed.x)
     assert np.max(np.abs(moved)) > 0.01
-    np.testing.assert_allclose(
-        J_minus_L(2 * seed.x), J_minus_L(seed.x), rtol=tolerance("float64")
-    )
+    np.testing.assert_allclose(J_minus_L(2 * seed.x), J_minus_L(seed.x), rtol=tolerance("float64"))
 
 
 def test_E7_the_jacobian_of_a_3_is_taken_in_w_3() -> None:

@@ -83,6 +83,7 @@ def _read(arguments: Sequence[str], default: Options) -> Options:
 
 def _gist(boxed: str) -> str:
     """What tyro says in a box, up to its first rule, as one line."""
-    inside = [line.strip(" \u2502") for line in boxed.splitlines() if line.startswith("\u2502")]
-    rule = next((k for k, line in enumerate(inside) if set(line) == {"\u2500"}), len(inside))
+    sides, rules = " |\u2502", {"-", "\u2500"}  # drawn in ASCII where the encoding asks for it
+    inside = [line.strip(sides) for line in boxed.splitlines() if line[:1] in sides.strip()]
+    rule = next((k for k, line in enumerate(inside) if line and set(line) <= rules), len(inside))
     return " ".join(inside[:rule]).rstrip(".")

@@ -34,8 +34,9 @@ class At(NamedTuple):
         return self.w.shape[0] == self.w.shape[1]
 
     @property
-    def as_wide_as_before(self) -> bool:
-        return self.before is not None and self.before.a.shape == self.a.shape
+    def before_of_same_width(self) -> "At | None":
+        same = self.before is not None and self.before.a.shape == self.a.shape
+        return self.before if same else None
 
 
 def after_f(at: At, g: jax.Array) -> jax.Array:
@@ -95,9 +96,10 @@ def _mixed(at: At, g_a: jax.Array) -> jax.Array:
 
 
 def _other_bias(at: At, g: jax.Array) -> jax.Array:
-    if not at.as_wide_as_before:
+    before = at.before_of_same_width
+    if before is None:
         return after_f(at, g)
-    return _through_f(at, g, at.a + (at.before.b - at.b).astype(at.a.dtype))
+    return _through_f(at, g, at.a + (before.b - at.b).astype(at.a.dtype))
 
 
 def _without_input(at: At, g_a: jax.Array) -> jax.Array:
@@ -105,7 +107,7 @@ def _without_input(at: At, g_a: jax.Array) -> jax.Array:
 
 
 def _other_layer(at: At, g: jax.Array) -> jax.Array:
-    return _through_f(at, g, at.before.a if at.as_wide_as_before else at.a)
+    return _through_f(at, g, (at.before_of_same_width or at).a)
 
 
 def _negated(dtheta: PyTree) -> PyTree:
@@ -165,8 +167,9 @@ def planted_value_and_grad(J: Cost, lines: Lines) -> Callable[..., tuple[jax.Arr
         ats, h = {}, x
         for name, layer in layers.items():
             a, _ = layer.quantities["a"].forward(params[name], h)
-            ats[name] = at = At(h, params[name]["w"], params[name]["b"], a, layer.quantities["h"], at)
-            h, _ = at.activation.forward({}, a)
+            w, b, activation = params[name]["w"], params[name]["b"], layer.quantities["h"]
+            ats[name] = at = At(h, w, b, a, activation, at)
+            h, _ = activation.forward({}, a)
         _, saved = J.loss.forward(h, y)
         g = J.loss.backward(saved, jnp.ones_like(value))[0]
         dparams = _algorithm_6_4(ats, g, lines)
@@ -182,7 +185,7 @@ def planted_value_and_grad(J: Cost, lines: Lines) -> Callable[..., tuple[jax.Arr
 
 def _algorithm_6_4(ats: Mapping[str, At], g: jax.Array, lines: Lines) -> PyTree:
     dparams = {}
-    for name, at in reversed(ats.items()):
+    for name, at in reversed(list(ats.items())):
         g_a = lines.after_f(at, g.astype(at.a.dtype))
         dparams[name] = {"w": lines.weights(at, g_a), "b": jnp.sum(g_a, axis=0)}
         g = lines.handed_on(at, g_a)
