@@ -26,6 +26,7 @@ from jaxprop.composition import (
 )
 from jaxprop.installing import PyTree, Saved
 from jaxprop.layers import Layer
+from jaxprop.precision import at_least_float32
 from jaxprop.rule import Rule
 
 READINGS = ("separate", "folded")
@@ -241,7 +242,7 @@ def _folded_loss(loss: Rule, weighted: Rule) -> Rule:
 
 def _plus(total: jax.Array, term: jax.Array) -> jax.Array:
     """total + term in the wider of their dtypes."""
-    dtype = jnp.promote_types(total.dtype, term.dtype)
+    dtype = at_least_float32(total.dtype, term.dtype)
     return total.astype(dtype) + term.astype(dtype)
 
 

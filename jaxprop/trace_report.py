@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxprop.precision import up
+
 if TYPE_CHECKING:
     from jaxprop.tracing import LayerTrace, Trace
 
@@ -68,7 +70,7 @@ _HEADER = "{:<24}{:<30}{:>16}{:>11}{:>11}{:>8}"
 
 
 def _line(row: Row) -> str:
-    array = jnp.asarray(row.array).astype(jnp.promote_types(row.array.dtype, jnp.float32))
+    array = up(row.array)
     norm = float(jnp.sqrt(jnp.sum(array * array)))
     largest = float(jnp.max(jnp.abs(array), initial=0.0))
     zeros = float(jnp.mean(array == 0)) if array.size else 0.0
@@ -113,7 +115,7 @@ def _norms(trace: "Trace", field: str, labels: dict[str, str]) -> dict[str, list
 def _norm(array: jax.Array | None) -> float:
     if array is None:
         return float("nan")
-    return float(jnp.linalg.norm(jnp.ravel(array).astype(jnp.float32)))
+    return float(jnp.linalg.norm(jnp.ravel(up(array))))
 
 
 def _by_depth(axes: Any, names: list[str], series: dict[str, list[float]]) -> None:

@@ -81,9 +81,11 @@ def _read(arguments: Sequence[str], default: Options) -> Options:
         raise TrainingError(f"{_gist(complaint.getvalue())}. See --help.") from None
 
 
-def _gist(boxed: str) -> str:
-    """What tyro says in a box, up to its first rule, as one line."""
-    sides, rules = " |\u2502", {"-", "\u2500"}  # drawn in ASCII where the encoding asks for it
-    inside = [line.strip(sides) for line in boxed.splitlines() if line[:1] in sides.strip()]
-    rule = next((k for k, line in enumerate(inside) if line and set(line) <= rules), len(inside))
-    return " ".join(inside[:rule]).rstrip(".")
+def _gist(complaint: str) -> str:
+    """What tyro says between its title and its first rule after that, as one line.
+
+    It draws boxes, or, where the encoding of stderr has none, only rules of dashes.
+    """
+    _, *lines = (line.strip(" \u2502") for line in complaint.strip().splitlines())
+    said = "\n".join("" if set(line) <= {"-", "\u2500"} else line for line in lines)
+    return " ".join(said.strip().split("\n\n")[0].split()).rstrip(".")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxprop.composition import add_cotangents
 from jaxprop.costs import Cost
 from jaxprop.layers import Layer
-from jaxprop.precision import matmul
+from jaxprop.precision import matmul, up
 
 PyTree = Any
 
@@ -173,12 +173,13 @@ def planted_value_and_grad(J: Cost, lines: Lines) -> Callable[..., tuple[jax.Arr
         _, saved = J.loss.forward(h, y)
         g = J.loss.backward(saved, jnp.ones_like(value))[0]
         dparams = _algorithm_6_4(ats, g, lines)
+        dparams = jax.tree.map(lambda d, p: d.astype(p.dtype), dparams, params)
         if "penalty" in J.terms:
             term = J.terms["penalty"]
             omega, saved = term.forward(params, strength)
             dtheta, _ = term.backward(saved, jnp.ones_like(omega))
             dparams = add_cotangents(dparams, lines.share(dtheta))
-        return value, jax.tree.map(lambda d, p: d.astype(p.dtype), dparams, params)
+        return value, dparams
 
     return run
 
@@ -187,6 +188,6 @@ def _algorithm_6_4(ats: Mapping[str, At], g: jax.Array, lines: Lines) -> PyTree:
     dparams = {}
     for name, at in reversed(list(ats.items())):
         g_a = lines.after_f(at, g.astype(at.a.dtype))
-        dparams[name] = {"w": lines.weights(at, g_a), "b": jnp.sum(g_a, axis=0)}
+        dparams[name] = {"w": lines.weights(at, g_a), "b": jnp.sum(up(g_a), axis=0)}
         g = lines.handed_on(at, g_a)
     return {name: dparams[name] for name in ats}
