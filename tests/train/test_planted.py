@@ -95,4 +95,5 @@ def test_bfloat16_data_with_float32_parameters() -> None:
     strength = jnp.float32(STRENGTH)
     value, dparams = planted_value_and_grad(J, Lines())(params, x.astype(jnp.bfloat16), y, strength)
     assert np.isfinite(value)
-    assert jax.tree.map(jnp.dtype, dparams) == jax.tree.map(jnp.dtype, params)
+    dtypes = jax.tree.leaves(jax.tree.map(lambda d: d.dtype, dparams))
+    assert set(dtypes) == {jnp.dtype("float32")}
