@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import jax
@@ -38,6 +39,7 @@ class CrossCheck(NamedTuple):
     where: str
 
 
+@lru_cache(maxsize=1)  # so an experiment that is fitted again is not compiled again
 def make_measure(experiment: Experiment) -> Measure:
     """Make the jitted function of the parameters that measures them."""
     J = experiment.J

@@ -1,7 +1,7 @@
 """The jitted training steps: many in one call, the state donated, the data on the device."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -37,6 +37,7 @@ def initial_state(experiment: Experiment) -> State:
     return State(params, experiment.optimiser.init(params), costs)
 
 
+@lru_cache(maxsize=1)  # so an experiment that is fitted again is not compiled again
 def make_run_steps(experiment: Experiment) -> RunSteps:
     """Make the function (state, order, start, stop) -> state that runs those steps of an epoch.
 

@@ -1,10 +1,13 @@
 """The command in this process: exit codes, one line for what is wrong, the run folder."""
 
 import builtins
+import contextlib
+import io
 import json
+import shutil
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -61,10 +64,23 @@ def test_bad_input_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_whole_of_a_run(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
-    assert main([*QUICK, "--trace"]) == 0
-    said = capsys.readouterr()
-    assert said.err == ""
+class Done(NamedTuple):
+    """A complete run that tests look at and do not change."""
+
+    path: Path
+    said: str
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    path = tmp_path_factory.mktemp("done") / "run"
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert main([*QUICK, "--penalise-biases", "--trace", "--run", str(path)]) == 0
+    return Done(path, said.getvalue())
+
+
+def test_a_run_says_what_it_does(done: Done) -> None:
     for line in (
         "digits: 1437 training and 360 held-out examples",
         "network: 64 -> 8 relu -> 10, float32",
@@ -76,8 +92,11 @@ def test_the_whole_of_a_run(capsys: pytest.CaptureFixture, tmp_path: Path) -> No
         "  first step: ",
         "  last step: ",
     ):
-        assert line in said.out
-    assert {path.name for path in (tmp_path / "runs" / "digits-001").iterdir()} == {
+        assert line in done.said
+
+
+def test_a_run_leaves_its_files(done: Done) -> None:
+    assert {path.name for path in done.path.iterdir()} == {
         "config.json",
         "metrics.jsonl",
         "timings.jsonl",
@@ -91,27 +110,39 @@ def test_the_whole_of_a_run(capsys: pytest.CaptureFixture, tmp_path: Path) -> No
     }
 
 
-def test_it_runs_twice_and_then_resumes_what_is_complete(
-    capsys: pytest.CaptureFixture, tmp_path: Path
+def test_the_same_command_again_has_the_same_numbers_in_the_next_free_folder(
+    done: Done, tmp_path: Path
 ) -> None:
-    for _ in range(2):
-        assert main(QUICK) == 0
-    first, second = (tmp_path / "runs" / f"digits-00{number}" for number in (1, 2))
-    assert (first / METRICS).read_bytes() == (second / METRICS).read_bytes()
-    capsys.readouterr()
-    assert main(["--run", str(first), "--resume"]) == 0
-    assert "epoch" not in capsys.readouterr().out.split("run folder")[1]
-    assert (first / METRICS).read_bytes() == (second / METRICS).read_bytes()
-    said = failure(capsys, *QUICK, "--run", str(first))
+    (tmp_path / "runs" / "digits-001").mkdir(parents=True)
+    assert main([*QUICK, "--penalise-biases"]) == 0
+    again = tmp_path / "runs" / "digits-002" / METRICS
+    assert again.read_bytes() == (done.path / METRICS).read_bytes()
+
+
+def test_a_complete_run_resumed_trains_no_more(
+    done: Done, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(done.path, tmp_path / "run")
+    assert main(["--run", "run", "--resume"]) == 0
+    assert "\nepoch" not in capsys.readouterr().out
+    assert (tmp_path / "run" / METRICS).read_bytes() == (done.path / METRICS).read_bytes()
+
+
+def test_a_run_is_not_written_over(done: Done, capsys: pytest.CaptureFixture) -> None:
+    said = failure(capsys, *QUICK, "--run", str(done.path))
     assert "must be a new or an empty folder" in said
-    said = failure(capsys, "--run", str(first), "--resume", "--layers", "9", "--seed", "3")
+
+
+def test_a_run_is_not_resumed_with_other_settings(
+    done: Done, capsys: pytest.CaptureFixture
+) -> None:
+    said = failure(capsys, "--run", str(done.path), "--resume", "--layers", "9", "--seed", "3")
     assert "--layers: saved 8, now 9; --seed: saved 0, now 3" in said
 
 
-def test_a_resumed_run_takes_its_own_settings_where_none_are_given(tmp_path: Path) -> None:
-    assert main([*QUICK, "--run", "mine", "--penalise-biases", "--epochs", "1"]) == 0
-    options = parse(["--run", "mine", "--resume"])
-    assert options.config.as_json() == json.loads((tmp_path / "mine" / "config.json").read_text())
+def test_a_resumed_run_takes_its_own_settings_where_none_are_given(done: Done) -> None:
+    options = parse(["--run", str(done.path), "--resume"])
+    assert options.config.as_json() == json.loads((done.path / "config.json").read_text())
     assert options.cost.penalise_biases
     assert options.network.layers == (8,)
 

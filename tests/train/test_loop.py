@@ -20,8 +20,6 @@ from jaxprop.train.run_folder import METRICS, TIMINGS, RunFolder, create
 from tests.tolerances import assert_near, tolerance
 from tests.train.small import Silent, experiment
 
-ONE_STEP = {"optimiser": "sgd", "schedule": "constant"}
-
 
 def new_folder(path: Path, made: Experiment) -> RunFolder:
     return create(path, made.config)
@@ -78,7 +76,7 @@ def test_the_first_and_the_last_line_have_the_cross_check(uninterrupted: RunFold
         assert 0 <= record["cross_check"]["error"] <= tolerance("float32", 16)
 
 
-@pytest.mark.parametrize(("calls", "steps"), [(0, 0), (1, 1), (4, 4), (9, 7)])
+@pytest.mark.parametrize(("calls", "steps"), [(0, 0), (1, 1), (4, 4), (8, 7)])
 def test_a_resumed_run_has_the_same_numbers_bit_for_bit(
     tmp_path: Path,
     made: Experiment,
@@ -174,9 +172,8 @@ def run(path: Path, **changes: Any) -> tuple[Finished, list[dict[str, Any]]]:
     return fit(made, folder, Silent()), folder.records()
 
 
-@pytest.mark.parametrize("kind", ["classes", "binary", "regression"])
-def test_automatic_trains_to_the_same_losses(tmp_path: Path, kind: str) -> None:
-    changes = {"kind": kind, **ONE_STEP, "activity_penalty": "l2"}
+def test_automatic_trains_to_the_same_losses(tmp_path: Path) -> None:
+    changes = {"optimiser": "sgd", "schedule": "constant", "activity_penalty": "l2"}
     _, by_hand = run(tmp_path / "hand", **changes)
     _, by_jax = run(tmp_path / "jax", **changes, automatic=True)
     for name in ("train_cost", "held_out_loss"):
@@ -184,24 +181,11 @@ def test_automatic_trains_to_the_same_losses(tmp_path: Path, kind: str) -> None:
         assert_near(jnp.asarray(ours), jnp.asarray(theirs), reduced=12 * 16)
 
 
-def test_the_folded_reading_trains_to_the_same_losses(tmp_path: Path) -> None:
-    _, separate = run(tmp_path / "separate", **ONE_STEP, strength=0.1)
-    _, folded = run(tmp_path / "folded", **ONE_STEP, strength=0.1, reading="folded")
-    ours, theirs = ([r["train_cost"] for r in records[1:]] for records in (separate, folded))
-    assert_near(jnp.asarray(ours), jnp.asarray(theirs), reduced=12 * 16)
-
-
 def test_bfloat16_learns_and_its_parameters_stay_float32(tmp_path: Path) -> None:
     finished, records = run(tmp_path / "run", dtype="bfloat16")
     assert records[-1]["train_cost"] < records[1]["train_cost"]
     assert {leaf.dtype.name for leaf in jax.tree.leaves(finished.params)} == {"float32"}
     assert records[-1]["cross_check"]["error"] <= tolerance("bfloat16", 16)
-
-
-def test_float64_has_a_cross_check_of_float64_rounding(tmp_path: Path) -> None:
-    with jax.enable_x64(True):
-        _, records = run(tmp_path / "run", dtype="float64")
-    assert records[-1]["cross_check"]["error"] <= tolerance("float64", 16)
 
 
 def test_a_cost_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_the_held_out_loss_has_no_penalty_in_it() -> None:
 def test_gradient_norms_are_by_layer_with_the_penalty() -> None:
     made = experiment(strength=10.0)
     params = made.init()
-    _, dparams = made.by_jax(params, made.x[:16], made.y[:16], made.strength)
+    _, dparams = jax.jit(made.by_jax)(params, made.x[:16], made.y[:16], made.strength)
     norms = make_measure(made)(params).gradient_norms
     for layer, leaves in dparams.items():
         truth = np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in leaves.values()))
@@ -83,6 +83,12 @@ def test_the_cross_check_finds_every_slip_that_can_be_planted(slip: str) -> None
     params = shaken(made.init())
     error = cross_check(made, params, made.order(1)[:16]).error
     assert error > 100 * tolerance("float32", 16)
+
+
+def test_the_cross_check_of_float64_is_rounding_of_float64() -> None:
+    with jax.enable_x64(True):
+        made = experiment(dtype="float64")
+        assert cross_check(made, made.init(), made.order(1)[:16]).error <= tolerance("float64", 16)
 
 
 def test_a_gradient_that_is_nan_is_the_worst() -> None:

@@ -6,11 +6,17 @@ import numpy as np
 import optax
 import pytest
 
+from jaxprop.train.experiment import Experiment
 from jaxprop.train.step import State, epoch_cost, initial_state, make_run_steps
 from tests.tolerances import assert_near
 from tests.train.small import experiment
 
 PLAIN = {"optimiser": "sgd", "schedule": "constant", "learning_rate": 0.1}
+
+
+@pytest.fixture(scope="module")
+def made() -> Experiment:
+    return experiment()
 
 
 def assert_identical(a: State, b: State) -> None:
@@ -35,8 +41,7 @@ def test_an_epoch_is_gradient_descent_on_each_batch_the_rest_included() -> None:
 
 
 @pytest.mark.parametrize("cuts", [(1,), (3,), (2, 3), (1, 2, 3)])
-def test_where_an_epoch_is_cut_changes_no_bit(cuts: tuple[int, ...]) -> None:
-    made = experiment()
+def test_where_an_epoch_is_cut_changes_no_bit(made: Experiment, cuts: tuple[int, ...]) -> None:
     run_steps, order = make_run_steps(made), made.order(1)
     whole = run_steps(initial_state(made), order, 0, 4)
     state = initial_state(made)
@@ -45,8 +50,7 @@ def test_where_an_epoch_is_cut_changes_no_bit(cuts: tuple[int, ...]) -> None:
     assert_identical(state, whole)
 
 
-def test_the_state_is_donated() -> None:
-    made = experiment()
+def test_the_state_is_donated(made: Experiment) -> None:
     state = initial_state(made)
     make_run_steps(made)(state, made.order(1), 0, 4)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))

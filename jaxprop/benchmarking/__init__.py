@@ -1,0 +1,1 @@
+"""Time and memory of hand-written backward passes against what else there is."""

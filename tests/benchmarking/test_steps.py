@@ -1,0 +1,40 @@
+"""The step's entries: both ways checked against float64 before anything is timed."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxprop.benchmarking import steps
+from jaxprop.benchmarking.timing import measure
+
+
+def test_both_ways_are_right_and_by_hand_needs_no_more_memory() -> None:
+    entry = steps.step_entry(32, 16)
+    assert set(entry.contenders) == {"automatic", "by hand"}
+    assert [c.error for c in entry.contenders.values()] == ["", ""]
+    automatic, by_hand = (entry.contenders[name] for name in ("automatic", "by hand"))
+    assert by_hand.temp_bytes <= automatic.temp_bytes
+    assert by_hand.peak_bytes <= automatic.peak_bytes
+    assert measure(entry, budget=1e-9)["by hand"].seconds > 0
+
+
+def test_a_wrong_gradient_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = steps.jaxprop.value_and_grad
+
+    def wrong(J):
+        def run(*args):
+            value, dparams = right(J)(*args)
+            return value, jax.tree.map(lambda d: 1.01 * d, dparams)
+
+        return run
+
+    monkeypatch.setattr(steps.jaxprop, "value_and_grad", wrong)
+    entry = steps.step_entry(32, 16)
+    assert entry.contenders["by hand"].error.startswith("relative error 0.01")
+    assert entry.contenders["automatic"].error == ""
+
+
+def test_relative_error_is_per_parameter() -> None:
+    truth = {"small": jnp.array([1e-3]), "large": jnp.array([1e3])}
+    off = {"small": jnp.array([1.1e-3]), "large": jnp.array([1e3])}
+    assert steps.relative_error(off, truth) == pytest.approx(0.1)
