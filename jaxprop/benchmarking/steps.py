@@ -14,6 +14,7 @@ import jaxprop
 from jaxprop.benchmarking.timing import Contender, Entry, memory
 from jaxprop.costs import Cost
 from jaxprop.installing import PyTree
+from jaxprop.train.optimisers import update
 
 FEATURES, CLASSES = 64, 10
 WIDTHS = (64, 256, 512, 1024, 2048)
@@ -94,8 +95,7 @@ def _contender(
     def step(state: PyTree, x: jax.Array, y: jax.Array) -> tuple[PyTree, jax.Array]:
         params, moments = state
         value, dparams = way(params, x, y, strength)
-        updates, moments = optimiser.update(dparams, moments, params)
-        return (optax.apply_updates(params, updates), moments), value
+        return update(optimiser, dparams, moments, params), value
 
     state = jax.tree.map(jnp.copy, (params, optimiser.init(params)))
     started = time.perf_counter()

@@ -54,12 +54,12 @@ def curves(records: Records, unit: str) -> Figure:
     epochs = [r["epoch"] for r in records]
     label = "held-out loss L, after the epoch"
     left.plot(epochs, [r["held_out_loss"] for r in records], label=label)
-    _log_scale(left)
+    log_scale(left)
     left.set_ylabel(f"cost, loss ({'targets standardised' if unit else 'nats per example'})")
     left.legend()
     _scores(right, epochs, records, unit)
     for axes in (left, right):
-        _epoch_axis(axes)
+        epoch_axis(axes)
     return figure
 
 
@@ -74,7 +74,7 @@ def gradient_flow(records: Records) -> Figure:
     left.set_ylabel("norm of dJ/dtheta on one batch")
     left.set_title("by epoch")
     left.legend()
-    _epoch_axis(left)
+    epoch_axis(left)
     for r in _spread(records):
         norms = [r["gradient_norms"][layer] for layer in layers]
         right.plot(range(len(layers)), norms, marker="o", label=f"epoch {r['epoch']}")
@@ -82,7 +82,7 @@ def gradient_flow(records: Records) -> Figure:
     right.set_xlabel("layer, from the input on")
     right.set_title("by depth")
     right.margins(x=0.1)
-    _log_scale(right)
+    log_scale(right)
     right.grid(alpha=0.3)
     right.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
@@ -159,13 +159,13 @@ def _scores(axes: Any, epochs: Sequence[int], records: Records, unit: str) -> No
     axes.set_ylabel(f"held-out error, root mean square\n({unit})")
 
 
-def _epoch_axis(axes: Any) -> None:
+def epoch_axis(axes: Any) -> None:
     axes.set_xlabel("epoch (0: before training)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
 
 
-def _log_scale(axes: Any) -> None:
+def log_scale(axes: Any) -> None:
     """A logarithmic y axis whose numbers are plain ones."""
     axes.set_yscale("log")
     axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
