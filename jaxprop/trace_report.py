@@ -97,9 +97,9 @@ def plot(trace: "Trace", path: str | PathLike[str]) -> None:
     _by_depth(left, names, _norms(trace, "values", {"a": "a", "h": "h"}))
     _by_depth(middle, names, _norms(trace, "gradients", ARRIVING))
     _parameters(right, trace)
-    left.set_title("Forward: activations")
-    middle.set_title("Backward: gradient flow")
-    right.set_title("Backward: parameters")
+    left.set_title("Forward: activations", pad=30)
+    middle.set_title("Backward: gradient flow", pad=30)
+    right.set_title("Backward: parameters", pad=30)
     figure.suptitle("The trace of one batch, by layer (input side at the left)")
     figure.savefig(path, dpi=120)
 
@@ -145,8 +145,14 @@ def _parameters(axes: Any, trace: "Trace") -> None:
 
 
 def _finish(axes: Any, names: list[str]) -> None:
+    """A logarithmic axis with plain numbers, names below, the legend clear of what is drawn."""
+    from matplotlib.ticker import LogLocator
+
     axes.set_yscale("log")
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.set_ylabel("norm over the batch")
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
     axes.grid(axis="y", alpha=0.3)
-    axes.legend()
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)

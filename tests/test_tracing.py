@@ -31,9 +31,7 @@ def batch(network: jaxprop.Layer) -> tuple[Any, jax.Array, jax.Array]:
 
 
 def cost_of(network: jaxprop.Layer) -> jaxprop.Cost:
-    return jaxprop.cost(
-        network, jaxprop.mean_squared_error, jaxprop.l2, jaxprop.activity_l2
-    )
+    return jaxprop.cost(network, jaxprop.mean_squared_error, jaxprop.l2, jaxprop.activity_l2)
 
 
 def by_path(trace: jaxprop.Trace) -> dict[str, Any]:

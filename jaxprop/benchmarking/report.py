@@ -103,20 +103,19 @@ def markdown(results: Results, command: str) -> str:
 def plot(results: Results, path: Path) -> None:
     """Each contender's ratio to its entry's baseline, the quartiles as a bar."""
     shown = [
-        (f"{entry}: {name}", timed)
+        (f"{entry}: {name}", timed.ratio, timed.quartiles)
         for entry, found in results.entries.items()
         for name, timed in found.items()
-        if timed.ratio is not None and timed.ratio != 1.0
+        if timed.ratio is not None and timed.quartiles is not None and timed.ratio != 1.0
     ]
     figure = Figure(figsize=(9, 1.2 + 0.3 * max(1, len(shown))), layout="constrained")
     axes = figure.subplots()
     places = range(len(shown))[::-1]
-    for place, (_, timed) in zip(places, shown, strict=True):
-        low, high = timed.quartiles or (timed.ratio, timed.ratio)
-        axes.plot([low, high], [place, place], color="tab:blue", linewidth=3, alpha=0.5)
-        axes.plot(timed.ratio, place, "o", color="tab:blue")
+    for place, (_, ratio, quartiles) in zip(places, shown, strict=True):
+        axes.plot(quartiles, [place, place], color="tab:blue", linewidth=3, alpha=0.5)
+        axes.plot(ratio, place, "o", color="tab:blue")
     axes.axvline(1.0, color="gray", linewidth=1)
-    axes.set_yticks(list(places), [label for label, _ in shown], fontsize=8)
+    axes.set_yticks(list(places), [label for label, *_ in shown], fontsize=8)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("time over the baseline's, median and quartiles (left of 1: faster)")

@@ -122,7 +122,7 @@ def _doubled(dtheta: PyTree) -> PyTree:
     return jax.tree.map(lambda d: d + d, dtheta)
 
 
-_SQUARE = "at layers as wide as their input, such as the second of --layers 64 64"
+_SQUARE = "at layers as wide as the one before, such as the second of --layers 64 64"
 _PENALTY = "where there is a penalty"
 
 SLIPS: Mapping[str, Slip] = {
@@ -135,7 +135,7 @@ SLIPS: Mapping[str, Slip] = {
     "E8": Slip("f' at a_{k-1}, not a_k", _SQUARE, Lines(after_f=_other_layer)),
     "E9": Slip(
         "Omega(w) in the gradient, Omega(w, b) in J",
-        "where there is a penalty on the biases too",
+        "where there is a penalty on the biases too (--penalise-biases)",
         Lines(share=_without_biases),
     ),
     "N9": Slip("the penalty counted twice", _PENALTY, Lines(share=_doubled)),

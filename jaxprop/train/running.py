@@ -3,27 +3,34 @@
 import shlex
 import signal
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 import jaxprop
 from jaxprop.costs import Cost
+from jaxprop.train.beside import draw_beside
 from jaxprop.train.config import Config
-from jaxprop.train.data import load, split
+from jaxprop.train.data import Split, load, split
 from jaxprop.train.errors import TrainingError
 from jaxprop.train.experiment import Experiment, ValueAndGrad, prepare
 from jaxprop.train.interruption import interruption
 from jaxprop.train.loop import Finished, fit
-from jaxprop.train.measuring import predictions
-from jaxprop.train.options import Options
+from jaxprop.train.measuring import cross_check, predictions
+from jaxprop.train.options import Files, Options
 from jaxprop.train.pictures import draw
 from jaxprop.train.planted import SLIPS, planted_value_and_grad
 from jaxprop.train.progress import Progress, score
 from jaxprop.train.run_folder import RunFolder, create, next_free, reopen, write_whole
 
 RUNS = Path("runs")
+# Where, in the folder of a run with a slip planted in it, the right run lies.
+RIGHT = "right"
+# Gradients that differ by no more, in units of the last place, are the same.
+ROUNDING = 256
 
 
 def run(options: Options) -> int:
@@ -34,18 +41,46 @@ def run(options: Options) -> int:
     config, files = options.config, options.files
     with jax.enable_x64(config.optimisation.dtype == "float64"):
         data = split(load(config.network.dataset, files.data_dir), config.optimisation.seed)
-        experiment = prepare(config, data, _by_hand(config))
         path = files.run or next_free(RUNS, config.network.dataset)
-        folder = reopen(path, config) if files.resume else create(path, config)
-        print(_summary(experiment, folder), flush=True)
-        if files.trace:
-            _trace(experiment, folder)
-        with interruption() as stop_asked, Progress(config.optimisation.epochs) as progress:
-            finished = fit(experiment, folder, progress, stop_asked, files.save_every)
-        if finished.stopped_by is not None:
-            print(_how_to_resume(experiment, folder, finished, files.data_dir))
-            return 128 + finished.stopped_by
-        return _report(experiment, folder, finished)
+        code = _train(config, data, files, path, path)
+        if code or config.optimisation.plant == "none":
+            return code
+        print("\nthe same run with the right gradient:")
+        right = path / RIGHT
+        unplanted = replace(config, optimisation=replace(config.optimisation, plant="none"))
+        return _train(unplanted, data, files, right, path) or _compare(config, data, path, right)
+
+
+def _train(config: Config, data: Split, files: Files, path: Path, resumable: Path) -> int:
+    """Train in the folder `path`, on from where it stopped if that is asked for.
+
+    Where it is interrupted, `resumable` is the folder that the whole command resumes with.
+    """
+    experiment = prepare(config, data, _by_hand(config))
+    _check_slip(experiment)
+    resumes = files.resume and (path == resumable or path.exists())
+    folder = reopen(path, config) if resumes else create(path, config)
+    print(_summary(experiment, folder), flush=True)
+    if files.trace:
+        _trace(experiment, folder)
+    with interruption() as stop_asked, Progress(config.optimisation.epochs) as progress:
+        finished = fit(experiment, folder, progress, stop_asked, files.save_every)
+    if finished.stopped_by is not None:
+        print(_how_to_resume(experiment, resumable, finished, files.data_dir))
+        return 128 + finished.stopped_by
+    return _report(experiment, folder, finished)
+
+
+def _compare(config: Config, data: Split, path: Path, right: Path) -> int:
+    """Draw and say how the run with the slip did beside the right one."""
+    slip = config.optimisation.plant
+    planted, unplanted = RunFolder(path).records(), RunFolder(right).records()
+    picture = draw_beside(path, slip, planted, unplanted, data)
+    print(f"\n{slip}: {SLIPS[slip].says}")
+    print(f"  with the slip       held-out {score(planted[-1])}")
+    print(f"  without             held-out {score(unplanted[-1])}")
+    print(f"both as a picture: {picture.name} in {path}")
+    return 0
 
 
 def _by_hand(config: Config) -> Callable[[Cost], ValueAndGrad]:
@@ -56,6 +91,26 @@ def _by_hand(config: Config) -> Callable[[Cost], ValueAndGrad]:
     if slip not in SLIPS:
         raise TrainingError(f"--plant must be one of {', '.join(SLIPS)}, got {slip!r}.")
     return lambda J: planted_value_and_grad(J, SLIPS[slip].lines)
+
+
+def _check_slip(experiment: Experiment) -> None:
+    """Raise where the planted slip leaves this network's gradient right.
+
+    At random parameters: a slip in the biases does not show where they start, at zero.
+    """
+    slip = experiment.config.optimisation.plant
+    if slip == "none":
+        return
+    leaves, structure = jax.tree.flatten(experiment.init())
+    keys = jax.random.split(jax.random.key(experiment.config.optimisation.seed), len(leaves))
+    drawn = [jax.random.normal(k, p.shape, p.dtype) for k, p in zip(keys, leaves, strict=True)]
+    rows = experiment.order(1)[: experiment.batch_size]
+    error = cross_check(experiment, jax.tree.unflatten(structure, drawn), rows).error
+    if error <= ROUNDING * float(jnp.finfo(experiment.x.dtype).eps):
+        raise TrainingError(
+            f"--plant {slip} must change the gradient, got a network whose gradient it leaves as it "
+            f"is. It shows {SLIPS[slip].shows}."
+        )
 
 
 def _summary(experiment: Experiment, folder: RunFolder) -> str:
@@ -120,11 +175,9 @@ def _trace(experiment: Experiment, folder: RunFolder) -> None:
     trace.plot(folder.path / "trace.png")
 
 
-def _how_to_resume(
-    experiment: Experiment, folder: RunFolder, finished: Finished, data_dir: Path
-) -> str:
+def _how_to_resume(experiment: Experiment, path: Path, finished: Finished, data_dir: Path) -> str:
     epochs, within = divmod(finished.steps, experiment.steps_per_epoch)
-    arguments = ["--run", str(folder.path), "--resume"]
+    arguments = ["--run", str(path), "--resume"]
     if experiment.split.dataset.official_test:
         arguments += ["--data-dir", str(data_dir)]
     name = signal.Signals(finished.stopped_by or 0).name

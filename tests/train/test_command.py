@@ -4,6 +4,7 @@ import builtins
 import contextlib
 import io
 import json
+import re
 import shutil
 from dataclasses import fields
 from pathlib import Path
@@ -49,6 +50,8 @@ def failure(capsys: pytest.CaptureFixture, *arguments: str) -> str:
         (["--optimiser", "adom"], "--optimiser must be one of"),
         (["--schedule", "cosin"], "--schedule must be one of"),
         (["--plant", "E6"], "--plant must be one of E1, E2"),
+        (["--plant", "E9"], "It shows where there is a penalty on the biases too"),
+        (["--plant", "E3", "--layers", "9", "7"], "--plant E3 must change the gradient"),
         (["--plant", "E5", "--activity-penalty", "l2"], "without an activity penalty"),
         (["--dataset", "mnist"], "mnist needs the file train-images-idx3-ubyte.gz or"),
         (["--dataset", "cifar10", "--data-dir", "nowhere"], "in nowhere, and there is none"),
@@ -152,13 +155,30 @@ def test_a_cost_that_becomes_nan_is_one_line(capsys: pytest.CaptureFixture) -> N
     assert "the cost must stay finite, got: J became" in said
 
 
-def test_a_planted_slip_shows_in_the_cross_check(
-    capsys: pytest.CaptureFixture, tmp_path: Path
+def test_a_planted_slip_is_trained_beside_the_right_run(
+    done: Done, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
-    assert main([*QUICK, "--plant", "E7"]) == 0
-    assert "with the slip E7 in it" in capsys.readouterr().out
-    lines = (tmp_path / "runs" / "digits-001" / METRICS).read_text().splitlines()
+    assert main([*QUICK, "--penalise-biases", "--plant", "E7"]) == 0
+    said = capsys.readouterr().out
+    assert "with the slip E7 in it" in said
+    assert re.search(r"with the slip +held-out accuracy .*\n +without +held-out", said)
+    folder = tmp_path / "runs" / "digits-001"
+    lines = (folder / METRICS).read_text().splitlines()
     assert json.loads(lines[0])["cross_check"]["error"] > 0.1
+    assert (folder / "right" / METRICS).read_bytes() == (done.path / METRICS).read_bytes()
+    assert (folder / "slip.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_planted_run_resumed_goes_on_to_the_right_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main([*QUICK, "--plant", "E7", "--run", "run"]) == 0
+    shutil.rmtree(tmp_path / "run" / "right")
+    (tmp_path / "run" / "slip.png").unlink()
+    capsys.readouterr()
+    assert main(["--run", "run", "--resume"]) == 0
+    assert "epoch 1/" in capsys.readouterr().out
+    assert (tmp_path / "run" / "slip.png").exists()
 
 
 @pytest.mark.parametrize(
