@@ -34,6 +34,8 @@ class Options:
     """The smallest entry of each kind and few turns: whether it runs, not how fast."""
     budget: float = 20.0
     """Seconds of timing per entry."""
+    settle: bool = True
+    """Before each training run, wait until the worker threads of the last one are idle."""
     out: Path | None = None
     """Folder for results.json and ratios.png; new or empty. runs/benchmark-<number> if none."""
     markdown: Path | None = None
@@ -73,13 +75,15 @@ def _run(options: Options, arguments: Sequence[str]) -> int:
             raise ValueError(f"--only must match one of {names}; got {options.only!r}.")
         print("\n".join(chosen))
         return 0
+    if options.markdown is not None and not options.markdown.parent.is_dir():
+        raise ValueError(f"--markdown must be in a folder that exists, got {options.markdown}.")
     folder = _folder(options.out)
     machine = _machine()
     print(report.line(report.COLUMNS), flush=True)
     entries: dict[str, dict[str, Timed]] = {}
     for name, make in chosen.items():
         least, budget = (3, 1.0) if options.quick else (5, options.budget)
-        entries[name] = measure(make(), budget, least)
+        entries[name] = measure(make(), budget, least, settle=options.settle)
         lines = [report.line(cells) for cells in report.rows(name, entries[name])]
         print("\n".join(lines), flush=True)
     found = report.Results(machine, entries)
@@ -119,6 +123,7 @@ def _machine() -> dict[str, str]:
     return {
         "device": f"{device.platform} ({device.device_kind})",
         "cores": str(cores),
+        "system": f"{platform.system()} {platform.machine()}",
         "load before": f"{load:.2f}",
         "Python": platform.python_version(),
         "jax": jax.__version__,

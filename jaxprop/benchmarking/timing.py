@@ -3,11 +3,11 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-WARM_UP = 3
+IDLE_SLICE, IDLE_SHARE, IDLE_LIMIT = 0.01, 0.1, 1.0
 
 
 @dataclass(frozen=True)
@@ -31,51 +31,79 @@ class Contender:
 
 @dataclass(frozen=True)
 class Entry:
-    """Contenders at the same work; ratios are taken to the `baseline`."""
+    """Contenders at the same work.
+
+    baselines: the contenders that ratios are taken to.
+    warm_up:   how often each runs before it is timed.
+    settle:    whether to wait before each run until this process is idle. For contenders of
+               several libraries, whose worker threads spin for a while after the last call.
+    """
 
     name: str
-    baseline: str
+    baselines: tuple[str, ...]
     contenders: Mapping[str, Contender]
+    warm_up: int = 3
+    settle: bool = False
+
+
+class Ratio(NamedTuple):
+    """The median and the quartiles of the ratios of times, turn by turn."""
+
+    median: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
 class Timed:
-    """One contender's times; ratio and its quartiles are to the baseline, turn by turn."""
+    """One contender's times: the median, every sample, and by baseline the ratio to it."""
 
     contender: Contender
     seconds: float | None = None
-    ratio: float | None = None
-    quartiles: tuple[float, float] | None = None
-    turns: int = 0
+    ratios: Mapping[str, Ratio] = field(default_factory=dict)
     samples: list[float] = field(default_factory=list, repr=False)
 
 
-def measure(entry: Entry, budget: float, least: int = 5, most: int = 1000) -> dict[str, Timed]:
+def measure(
+    entry: Entry, budget: float, least: int = 5, most: int = 1000, settle: bool = True
+) -> dict[str, Timed]:
     """Time the right contenders in turn until the budget, in seconds, is used.
 
     Args:
         entry: what to time.
         budget: seconds for all turns together.
         least, most: how many turns there are at any rate, and at most.
+        settle: False to run one straight after the other even where the entry would wait.
 
     Returns:
         By contender; a wrong one has no times.
     """
     right = {name: c for name, c in entry.contenders.items() if not c.error}
     samples: dict[str, list[float]] = {name: [] for name in right}
-    for _ in range(WARM_UP if budget else 1):
+    for _ in range(entry.warm_up):
         for contender in right.values():
             contender.run()
     started, turn = time.perf_counter(), 0
     while turn < least or (turn < most and time.perf_counter() - started < budget):
         names = list(right) if turn % 2 else list(right)[::-1]
         for name in names:
+            if entry.settle and settle:
+                wait_until_idle()
             samples[name].append(_seconds(right[name].run))
         turn += 1
     return {
-        name: _summary(c, samples.get(name), samples.get(entry.baseline))
-        for name, c in entry.contenders.items()
+        name: _summary(name, c, samples, entry.baselines) for name, c in entry.contenders.items()
     }
+
+
+def wait_until_idle() -> None:
+    """Sleep until no thread of this process works, IDLE_LIMIT seconds at most."""
+    deadline = time.perf_counter() + IDLE_LIMIT
+    while time.perf_counter() < deadline:
+        before = time.process_time()
+        time.sleep(IDLE_SLICE)
+        if time.process_time() - before < IDLE_SHARE * IDLE_SLICE:
+            return
 
 
 def _seconds(run: Callable[[], float | None]) -> float:
@@ -85,15 +113,22 @@ def _seconds(run: Callable[[], float | None]) -> float:
 
 
 def _summary(
-    contender: Contender, samples: list[float] | None, baseline: list[float] | None
+    name: str,
+    contender: Contender,
+    samples: Mapping[str, list[float]],
+    baselines: tuple[str, ...],
 ) -> Timed:
-    if not samples:
+    own = samples.get(name)
+    if not own:
         return Timed(contender)
-    if not baseline:
-        return Timed(contender, float(np.median(samples)), turns=len(samples), samples=samples)
+    ratios = {b: _ratio(own, samples[b]) for b in baselines if b != name and samples.get(b)}
+    return Timed(contender, float(np.median(own)), ratios, own)
+
+
+def _ratio(samples: list[float], baseline: list[float]) -> Ratio:
     ratios = np.asarray(samples) / np.asarray(baseline)
     low, middle, high = (float(q) for q in np.quantile(ratios, [0.25, 0.5, 0.75]))
-    return Timed(contender, float(np.median(samples)), middle, (low, high), len(samples), samples)
+    return Ratio(middle, low, high)
 
 
 def memory(compiled: Any) -> dict[str, int]:

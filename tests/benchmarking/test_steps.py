@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxprop.benchmarking import steps
@@ -32,6 +33,23 @@ def test_a_wrong_gradient_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = steps.step_entry(32, 16)
     assert entry.contenders["by hand"].error.startswith("relative error 0.01")
     assert entry.contenders["automatic"].error == ""
+
+
+def test_examples_keep_clear_of_kinks_where_float32_may_differ() -> None:
+    J = steps._cost(512)
+    params = J.network.init(jax.random.key(0), (256, steps.FEATURES))
+    # Among the first draws there is an example whose float32 pre-activation has the other sign.
+    drawn = jax.random.normal(jax.random.key(1), (256, steps.FEATURES))
+    assert np.min(steps.distance_from_kinks(J, params, drawn)) < steps.KINK
+    kept = steps._examples(J, params, 256)
+    assert kept.shape == drawn.shape
+    assert np.min(steps.distance_from_kinks(J, params, kept)) > steps.KINK
+
+
+def test_a_step_that_keeps_its_state_is_checked_too() -> None:
+    entry = steps.step_entry(32, 16, donate=False)
+    assert entry.name == "step-undonated-width32-batch16"
+    assert [c.error for c in entry.contenders.values()] == ["", ""]
 
 
 def test_relative_error_is_per_parameter() -> None:
