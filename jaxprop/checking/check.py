@@ -10,18 +10,21 @@ import jax
 import jax.numpy as jnp
 
 from jaxprop.checking.algebra import algebra, differences, linearity
+from jaxprop.checking.calling import calling
+from jaxprop.checking.context import in_context
 from jaxprop.checking.contract import contract
 from jaxprop.checking.edges import edges as check_edges
+from jaxprop.checking.judging import OTHER_SUBGRADIENT, brief
 from jaxprop.checking.meshes import meshes
 from jaxprop.checking.numerics import numerics
-from jaxprop.checking.plan import Plan
-from jaxprop.checking.probing import ones, pull
+from jaxprop.checking.plan import Plan, precision_of
+from jaxprop.checking.probing import filled
 from jaxprop.checking.purity import purity
 from jaxprop.checking.report import Finding, Report
 from jaxprop.checking.residuals import residuals
 from jaxprop.checking.second_order import second_order
 from jaxprop.checking.shapes import shapes as check_shapes
-from jaxprop.checking.subject import PyTree, Subject, floats, in_dtype, subject
+from jaxprop.checking.subject import PyTree, Subject, floats, subject
 from jaxprop.checking.transforms import transforms
 from jaxprop.rule import Case, Rule
 
@@ -29,6 +32,7 @@ Check = Callable[[Subject, Plan], Iterator[Finding]]
 
 CHECKS: tuple[Check, ...] = (
     contract,
+    calling,
     algebra,
     differences,
     linearity,
@@ -160,70 +164,63 @@ def _run(
             f"check: {s.name} must have a floating argument to differentiate in, got none. Give "
             "floating arrays."
         )
+    precision = precision_of(s.call, s.args)
+    if precision is None:
+        return [_never_runs(s)], []
     truth = surrogate if callable(surrogate) else None if surrogate else s.reference
+    truth_precision = None if truth is None else precision_of(truth, s.args)
     plan = Plan(
         edges=tuple(subject(f, other, reference) for other in edges),
         shapes=tuple(subject(f, other, reference) for other in shapes),
         surrogate=bool(surrogate),
-        truth=truth if truth is None or _differentiable(truth, s) else None,
-        rounds=_rounds(s),
+        truth=None if truth_precision is None else truth,
+        precision=precision,
+        truth_precision=truth_precision or precision,
         **options,
     )
-    notes = []
-    if plan.rounds:
-        notes.append(f"{s.name} rounds to less than float64 inside; judged at float32's precision")
     outcomes = []
     for run in CHECKS:
         _say(s, run, started)
-        outcomes += list(run(s, plan))
-    kinks = {o.transform for o in outcomes if o.message == "another subgradient of a kink"}
+        outcomes += _collected(run, s, plan)
+    return in_context(outcomes), _notes(s, plan, outcomes)
+
+
+def _collected(run: Check, s: Subject, plan: Plan) -> list[Finding]:
+    """What one check finds; an error that it did not expect is a finding too, not the end."""
+    found: list[Finding] = []
+    try:
+        for finding in run(s, plan):
+            found.append(finding)
+    except Exception as error:
+        where = run.__name__.replace("_", " ")
+        found.append(Finding(where, "", "FAIL", message=f"stopped by {brief(error)}"))
+    return found
+
+
+def _never_runs(s: Subject) -> Finding:
+    """f's gradient raises in float64 and in float32; at the arguments as they are, too?"""
+    try:
+        y, vjp = jax.vjp(s.call, *s.args)
+        vjp(filled(y, [jnp.ones_like(x) for x in floats(y)]))
+        message = "f's gradient cannot be traced, in float64 or float32: nothing can be checked"
+    except Exception as error:
+        message = f"raises {brief(error)}"
+    return Finding("contract", "as given", "FAIL", message=message)
+
+
+def _notes(s: Subject, plan: Plan, outcomes: list[Finding]) -> list[str]:
+    notes = []
+    run, inside = plan.precision.run.name, jnp.dtype(plan.precision.inside).name
+    if run != "float64":
+        notes.append(f"{s.name} does not run in float64; its algebra is judged in {run}")
+    elif inside != "float64":
+        notes.append(f"{s.name} rounds to {inside} inside; its algebra is judged at that precision")
+    if plan.truth is None and not plan.surrogate:
+        notes.append("there is no reference to differentiate; finite differences are the truth")
+    kinks = {o.transform.split(" in ")[0] for o in outcomes if o.message == OTHER_SUBGRADIENT}
     if kinks:
         notes.append(f"another subgradient than the reference's at: {', '.join(sorted(kinks))}")
-    return outcomes, notes
-
-
-def _differentiable(reference: Callable[..., PyTree], s: Subject) -> bool:
-    """Whether automatic differentiation goes through the reference."""
-    with jax.enable_x64(True):
-        args = in_dtype(s.args, jnp.float64)
-        try:
-            jax.eval_shape(lambda: jax.vjp(reference, *args)[0])
-        except Exception:
-            return False
-    return True
-
-
-def _rounds(s: Subject) -> bool:
-    """Whether a float64 value is made less than float64 anywhere in value and gradient."""
-    with jax.enable_x64(True):
-        args = in_dtype(s.args, jnp.float64)
-        try:
-            g = ones(jax.eval_shape(s.call, *args))
-            closed = jax.make_jaxpr(lambda args, g: pull(s.call, args, g))(args, g)
-        except Exception:
-            return False
-    return any(_narrows(eqn) for eqn in _equations(closed.jaxpr))
-
-
-def _equations(jaxpr: Any) -> Iterator[Any]:
-    """Every equation, those of inner programs included."""
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr):
-            if _is_jaxpr(inner):
-                yield from _equations(getattr(inner, "jaxpr", inner))
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns")
-
-
-def _narrows(eqn: Any) -> bool:
-    if eqn.primitive.name != "convert_element_type":
-        return False
-    before, after = eqn.invars[0].aval.dtype, eqn.outvars[0].aval.dtype
-    floating = jnp.issubdtype(before, jnp.floating) and jnp.issubdtype(after, jnp.floating)
-    return floating and jnp.finfo(after).bits < jnp.finfo(before).bits
+    return notes
 
 
 def _say(s: Subject, run: Check, started: float) -> None:

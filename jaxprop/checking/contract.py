@@ -1,16 +1,18 @@
 """The contract with JAX: values, trees, shapes and dtypes."""
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprop.checking.comparison import as_float64, relative_error
-from jaxprop.checking.plan import Plan, attempt, brief, judge, random_g
-from jaxprop.checking.probing import Cotangent, filled, ones, pull
+from jaxprop.checking.comparison import as_float64, difference
+from jaxprop.checking.hints import hint
+from jaxprop.checking.judging import MULTIPLE, brief, judge, raised, same
+from jaxprop.checking.plan import Plan, on_host
+from jaxprop.checking.point import Point
+from jaxprop.checking.probing import answer, filled, pull
 from jaxprop.checking.report import Finding
 from jaxprop.checking.subject import PyTree, Subject, floats, in_dtype, is_float, labels
 
@@ -20,192 +22,218 @@ CHECK = "contract"
 def contract(s: Subject, plan: Plan) -> Iterator[Finding]:
     """Check 1: values agree, and every cotangent is of its argument's kind."""
     yield from _values(s, plan)
-    for dtype in dict.fromkeys([*_dtypes_of(s.args), *plan.dtypes]):
-        with jax.enable_x64(jnp.dtype(dtype) == jnp.float64):
-            yield from _types(s, in_dtype(s.args, dtype), plan, jnp.dtype(dtype).name)
+    for transform, args in _in_each_dtype(s, plan).items():
+        given = transform == "as given"
+        with jax.enable_x64(transform == "float64"):
+            yield from _types(s, args(), plan, transform, given)
     yield from _integer_arguments(s)
     yield from _dropped_outputs(s, plan)
-    yield from _ways_of_calling(s, plan)
 
 
-def _dtypes_of(args: tuple[PyTree, ...]) -> list[Any]:
-    return [leaf.dtype for leaf in floats(args)][:1]
+def _in_each_dtype(s: Subject, plan: Plan) -> dict[str, Callable[[], tuple]]:
+    """As given; every argument in each dtype; and the first coarser than the others."""
+    wide = plan.precision.run.name
+    ways: dict[str, Callable[[], tuple]] = {"as given": lambda: s.args}
+    for name in dict.fromkeys([wide, *(jnp.dtype(dtype).name for dtype in plan.dtypes)]):
+        ways[name] = lambda name=name: in_dtype(s.args, name)
+    if len([arg for arg in s.args if floats(arg)]) > 1 and jnp.bfloat16 in plan.dtypes:
+        first = next(i for i, arg in enumerate(s.args) if floats(arg))
+        ways[f"{s.names[first]} bfloat16, the others float32"] = lambda: tuple(
+            in_dtype(arg, jnp.bfloat16 if i == first else jnp.float32)
+            for i, arg in enumerate(s.args)
+        )
+    return ways
 
 
 def _values(s: Subject, plan: Plan) -> Iterator[Finding]:
     """f, jit(f), the forward that differentiation runs, and the reference: one value."""
     with jax.enable_x64(True):
-        args = in_dtype(s.args, jnp.float64)
-        expected = (plan.truth if plan.truth is not None and not plan.surrogate else s.call)(*args)
+        args = plan.widened(s.args)
+        definition = s.call if raised(lambda: s.reference(*args)) else s.reference
+        expected = definition(*args)
+        moved = jax.tree.map(lambda x: x * (1 + plan.precision.eps) if is_float(x) else x, args)
+        noise = [
+            np.abs(as_float64(a) - as_float64(b)) for a, b in _pairs(expected, definition, moved)
+        ]
         ways: dict[str, Callable[[], PyTree]] = {
             "f": lambda: s.call(*args),
             "jit(f)": lambda: jax.jit(s.call)(*args),
             "the forward of vjp": lambda: jax.vjp(s.call, *args)[0],
         }
         for transform, run in ways.items():
-            yield from _same_value(s, transform, run, expected, plan.tolerance)
+            if transform == "jit(f)" and raised(lambda: jax.eval_shape(definition, *args)):
+                yield Finding(CHECK, transform, "SKIP", message="the reference does not trace")
+                continue
+            yield from _same_value(transform, run, expected, noise, plan.tolerance)
+
+
+def _pairs(expected: PyTree, definition: Callable[..., PyTree], moved: tuple) -> list[tuple]:
+    again = jax.tree.leaves(definition(*moved))
+    leaves = zip(jax.tree.leaves(expected), again, strict=True)
+    return [(a, b) if is_float(jnp.asarray(a)) else (0, 0) for a, b in leaves]
 
 
 def _same_value(
-    s: Subject, transform: str, run: Callable[[], PyTree], expected: PyTree, tolerance: float
+    transform: str, run: Callable[[], PyTree], expected: PyTree, noise: list, tolerance: float
 ) -> Iterator[Finding]:
     try:
         value = run()
     except Exception as error:
-        yield Finding(CHECK, transform, "FAIL", message=f"raises {brief(error)}")
+        yield Finding(CHECK, transform, "FAIL", "the output", f"raises {brief(error)}")
         return
     if jax.tree.structure(value) != jax.tree.structure(expected):
-        message = f"the output's tree is {jax.tree.structure(value)}, the reference's differs"
+        message = (
+            f"the output's tree is {jax.tree.structure(value)}, the reference's "
+            f"{jax.tree.structure(expected)}"
+        )
         yield Finding(CHECK, transform, "FAIL", "the output", message)
         return
-    for (path, mine), theirs in zip(
-        jax.tree_util.tree_leaves_with_path(value), jax.tree.leaves(expected), strict=True
-    ):
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(value)]
+    leaves = zip(paths, jax.tree.leaves(value), jax.tree.leaves(expected), noise, strict=True)
+    for path, mine, theirs, rounding in leaves:
         name = f"the output{jax.tree_util.keystr(path)}"
-        yield _same_leaf(transform, name, jnp.asarray(mine), jnp.asarray(theirs), tolerance)
+        mine, theirs = jnp.asarray(mine), jnp.asarray(theirs)
+        yield _same_leaf(transform, name, mine, theirs, rounding, tolerance)
 
 
 def _same_leaf(
-    transform: str, name: str, mine: jax.Array, theirs: jax.Array, tolerance: float
+    transform: str, name: str, mine: jax.Array, theirs: jax.Array, noise: Any, tolerance: float
 ) -> Finding:
     if mine.shape != theirs.shape:
         message = f"shape {mine.shape}, expected {theirs.shape}"
         return Finding(CHECK, transform, "FAIL", name, message)
-    if mine.dtype != theirs.dtype:
-        # To round to float32 inside is a choice; the checks of the algebra allow for it.
-        verdict = "WARN" if is_float(mine) and is_float(theirs) else "FAIL"
+    if mine.dtype != theirs.dtype and not (is_float(mine) and is_float(theirs)):
         message = f"dtype {mine.dtype}, expected {theirs.dtype}"
-        return Finding(CHECK, transform, verdict, name, message)
-    mine, theirs = as_float64(mine), as_float64(theirs)
-    if not np.array_equal(np.isfinite(mine), np.isfinite(theirs)):
-        return Finding(CHECK, transform, "FAIL", name, "not finite where the reference is")
-    finite = np.isfinite(theirs)
-    if (error := relative_error(mine[finite], theirs[finite])) > tolerance:
-        message = f"the value is off by {error:.3g} of the largest"
         return Finding(CHECK, transform, "FAIL", name, message)
-    return Finding(CHECK, transform, "PASS", name)
+    if jnp.issubdtype(mine.dtype, jax.dtypes.prng_key):
+        mine, theirs = jax.random.key_data(mine), jax.random.key_data(theirs)
+    if not is_float(mine):
+        same = bool(jnp.array_equal(mine, theirs))
+        message = "" if same else f"{mine.dtype} values differ from the reference's"
+        return Finding(CHECK, transform, "PASS" if same else "FAIL", name, message)
+    found = difference(mine, theirs, tolerance)
+    found = found and found.but(found.error <= MULTIPLE * np.nan_to_num(noise))
+    if found is None:
+        return Finding(CHECK, transform, "PASS", name)
+    message = "the value is not the reference's"
+    return Finding(
+        CHECK, transform, "FAIL", name, message, hint=hint(found), **found.fields(np.float64)
+    )
 
 
-def _types(s: Subject, args: tuple[PyTree, ...], plan: Plan, transform: str) -> Iterator[Finding]:
+def _types(
+    s: Subject, args: tuple[PyTree, ...], plan: Plan, transform: str, given: bool
+) -> Iterator[Finding]:
     """The output's dtype on every way of calling; each cotangent's shape and dtype."""
     try:
         primal = jax.eval_shape(s.call, *args)
-        y, vjp = jax.vjp(s.call, *args)
-        cotangents = vjp(filled(y, ones(y)))
     except Exception as error:
-        if plan.truth is not None and _raises(plan.truth, args):
-            yield Finding(CHECK, transform, "SKIP", message="the reference raises there too")
-            return
-        yield Finding(CHECK, transform, "FAIL", message=f"raises {brief(error)}")
+        problem = raised(lambda: s.call(*args))
+        if problem is None:
+            message = f"only runs outside jit: {brief(error)}"
+        else:
+            message = f"f does not take it: {brief(problem)}"
+        verdict = "FAIL" if given and problem else "SKIP"
+        yield Finding(CHECK, transform, verdict, message=message)
         return
-    yield from _output_dtypes(transform, jax.tree.leaves(primal), jax.tree.leaves(y))
+    try:
+        y, vjp = jax.vjp(s.call, *args)
+        cotangents = vjp(filled(y, [jnp.ones(x.shape, x.dtype) for x in floats(y)]))
+    except Exception as error:
+        if not given and (plan.truth is None or raised(lambda: jax.eval_shape(plan.truth, *args))):
+            yield Finding(CHECK, transform, "SKIP", message=f"f rejects it: {brief(error)}")
+            return
+        yield Finding(
+            CHECK, transform, "FAIL", _named_in(error, s), f"raises {brief(error)}",
+            hint="forward runs there, and its gradient does not",
+        )  # fmt: skip
+        return
+    yield from _output_dtypes(s, transform, args, primal, y)
     leaves, structure = jax.tree.flatten(args)
     paths = labels(s.names, args)
-    got = [
-        d for x, d in zip(leaves, structure.flatten_up_to(cotangents), strict=True) if is_float(x)
-    ]
+    found = structure.flatten_up_to(cotangents)
+    got = [d for x, d in zip(leaves, found, strict=True) if is_float(x)]
     for name, x, d in zip(paths, floats(args), got, strict=True):
         if (d.shape, d.dtype) == (x.shape, x.dtype):
             yield Finding(CHECK, transform, "PASS", name)
             continue
-        message = (
-            f"the cotangent is {d.dtype}{list(d.shape)}, its argument {x.dtype}{list(x.shape)}"
+        mine, theirs = f"{d.dtype}{list(d.shape)}", f"{x.dtype}{list(x.shape)}"
+        message = f"the cotangent is {mine}, its argument {theirs}"
+        text = (
+            f"end with .astype({name}.dtype)" if d.shape == x.shape else "sum over broadcast axes"
         )
-        yield Finding(
-            CHECK, transform, "FAIL", name, message, hint=f"end with .astype({name}.dtype)"
-        )
+        yield Finding(CHECK, transform, "FAIL", name, message, hint=text)
 
 
-def _output_dtypes(transform: str, primal: list[Any], forward: list[Any]) -> Iterator[Finding]:
-    for position, (x, y) in enumerate(zip(primal, forward, strict=True)):
-        if (x.shape, x.dtype) != (y.shape, y.dtype):
-            message = f"f gives {x.dtype}{list(x.shape)}, its forward {y.dtype}{list(y.shape)}"
-            yield Finding(CHECK, transform, "FAIL", f"output {position}", message)
+def _named_in(error: Exception, s: Subject) -> str:
+    """The argument that JAX's own error about a cotangent speaks of."""
+    text = str(error)
+    for i, name in enumerate(s.names):
+        if f"args[{i}]" in text or f"path [{i}]" in text or f"[{i}]" in text.split("\n")[0]:
+            return name
+    return ""
 
 
-def _raises(f: Callable[..., PyTree], args: tuple[PyTree, ...]) -> bool:
-    try:
-        jax.block_until_ready(jax.vjp(f, *args)[0])
-    except Exception:
-        return True
-    return False
+def _output_dtypes(
+    s: Subject, transform: str, args: tuple[PyTree, ...], primal: PyTree, forward: PyTree
+) -> Iterator[Finding]:
+    """The same types from f, from its forward and, except for x64's own sake, its reference."""
+    ways = {"its forward": jax.tree.leaves(forward)}
+    if raised(lambda: jax.eval_shape(s.reference, *args)) is None:
+        ways["the reference"] = jax.tree.leaves(jax.eval_shape(s.reference, *args))
+    for whose, leaves in ways.items():
+        for position, (x, y) in enumerate(zip(jax.tree.leaves(primal), leaves, strict=False)):
+            if (x.shape, x.dtype) == (y.shape, y.dtype):
+                continue
+            message = f"f gives {x.dtype}{list(x.shape)}, {whose} {y.dtype}{list(y.shape)}"
+            # A reference for the mathematics may well give another dtype; a forward may not.
+            verdict = "FAIL" if whose == "its forward" or x.shape != y.shape else "WARN"
+            yield Finding(CHECK, transform, verdict, f"the output {position}", message)
 
 
 def _integer_arguments(s: Subject) -> Iterator[Finding]:
     """A custom_vjp's own backward should give None for what is not differentiable."""
     forward, backward = getattr(s.whole, "fwd", None), getattr(s.whole, "bwd", None)
     integers = [i for i, arg in enumerate(s.args) if jax.tree.leaves(arg) and not floats(arg)]
-    if (
-        forward is None
-        or backward is None
-        or not integers
-        or getattr(s.whole, "nondiff_argnums", ())
-    ):
+    if forward is None or backward is None or not integers or s.static:
         return
-    y, residuals = forward(*s.args)
-    cotangents = backward(residuals, filled(y, ones(y)))
-    for i in integers:
-        found = [d for d in jax.tree.leaves(cotangents[i]) if d.dtype != jax.dtypes.float0]
-        verdict = "WARN" if found else "PASS"
-        message = (
-            f"an integer argument has the cotangent {found[0].dtype}; give None" if found else ""
-        )
-        yield Finding(CHECK, "integer argument", verdict, s.names[i], message)
+    try:
+        y, residuals = forward(*s.args)
+        cotangents = backward(residuals, filled(y, [jnp.ones_like(x) for x in floats(y)]))
+        leaves = [jax.tree.leaves(cotangents[i]) for i in integers]
+    except Exception as error:
+        message = f"forward and backward cannot be called by hand: {brief(error)}"
+        yield Finding(CHECK, "integer argument", "SKIP", message=message)
+        return
+    for i, found in zip(integers, leaves, strict=True):
+        kinds = [getattr(d, "dtype", type(d)) for d in found]
+        garbage = [kind for kind in kinds if kind != jax.dtypes.float0]
+        text = f"an integer argument has a cotangent of {garbage[0]}; give None" if garbage else ""
+        verdict = "WARN" if garbage else "PASS"
+        yield Finding(CHECK, "integer argument", verdict, s.names[i], text)
 
 
 def _dropped_outputs(s: Subject, plan: Plan) -> Iterator[Finding]:
     """With several outputs, the gradient of each one alone: the others are symbolic zeros."""
     with jax.enable_x64(True):
-        args = in_dtype(s.args, jnp.float64)
-        g = random_g(plan, s, args)
+        args = plan.widened(s.args)
+        g = plan.random_g(s, args)
         if len(g) < 2:
             return
         for position, alone in enumerate(g):
+            transform = f"output {position} alone"
             others = [x if i == position else jnp.zeros_like(x) for i, x in enumerate(g)]
-            yield from attempt(
-                s,
-                CHECK,
-                f"output {position} alone",
-                lambda position=position, alone=alone: pull(_one(s, position), args, [alone]),
-                lambda others=others: plan.gradients(s, args, others),
-                tolerance=plan.tolerance,
-            )
+            try:
+                got = on_host(answer(_one(s, position), args, [alone]))
+                whole = [] if not plan.unstated else pull(s.call, args, others)
+            except Exception as error:
+                yield Finding(CHECK, transform, "FAIL", message=f"raises {brief(error)}")
+                continue
+            if plan.unstated:
+                yield from same(s, CHECK, transform, got.cotangents, whole, plan.tolerance)
+            else:
+                yield from judge(Point(s, plan, args, others), CHECK, transform, got)
 
 
 def _one(s: Subject, position: int) -> Callable[..., jax.Array]:
     return lambda *args: floats(s.call(*args))[position]
-
-
-def _ways_of_calling(s: Subject, plan: Plan) -> Iterator[Finding]:
-    """By keyword, and with defaulted arguments left out: a bare custom_vjp may refuse."""
-    parameters = _positional(s.whole)
-    if len(parameters) < len(s.args) or getattr(s.whole, "nondiff_argnums", ()) or not s.args:
-        return
-    g = random_g(plan, s, s.args)
-    expected = pull(s.call, s.args, g)
-    names = [p.name for p in parameters[: len(s.args)]]
-
-    def by_keyword(*args: PyTree) -> PyTree:
-        return s.whole(**dict(zip(names, args, strict=True)))
-
-    yield from _called(s, "by keyword", by_keyword, g, expected)
-
-
-def _called(
-    s: Subject, transform: str, f: Callable[..., PyTree], g: Cotangent, expected: Sequence[Any]
-) -> Iterator[Finding]:
-    try:
-        got = pull(f, s.args, g)
-    except Exception as error:
-        message = f"raises {brief(error)}; give arguments by position, or bind them in a wrapper"
-        yield Finding(CHECK, transform, "WARN", message=message)
-        return
-    yield from judge(s, CHECK, transform, got, expected, tolerance=1e-5, g=g)
-
-
-def _positional(f: Callable[..., PyTree]) -> list[inspect.Parameter]:
-    try:
-        parameters = list(inspect.signature(f).parameters.values())
-    except (TypeError, ValueError):
-        return []
-    return [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]

@@ -1,8 +1,7 @@
 """Gradients by central differences in float64, for functions that have no reference."""
 
-from collections.abc import Callable
-from itertools import pairwise
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,79 +9,130 @@ import numpy as np
 
 from jaxprop.checking.subject import PyTree, floats, is_float
 
-STEP = 1e-3
+# Steps, relative to the leaf's largest value; the one whose two estimates agree best is taken.
+STEPS = (1e-2, 1e-3, 1e-4, 1e-6)
+# More elements than this are not differentiated one by one.
+MOST = 1024
+
+Function = Callable[[list[np.ndarray]], list[np.ndarray]]
 
 
-def pairing(f: Callable[..., PyTree], g: list) -> Callable[..., float]:
-    """The scalar <g, f(args)>, whose gradient is f's cotangent for g."""
-    weights = [np.asarray(leaf) for leaf in g]
+class Estimate(NamedTuple):
+    """A gradient, elementwise, and how far off it may be; nan where it was not estimated."""
 
-    def phi(*args: PyTree) -> float:
-        pairs = zip(weights, floats(f(*args)), strict=True)
-        return float(sum(np.sum(w * np.asarray(y)) for w, y in pairs))
-
-    return phi
+    value: np.ndarray
+    error: np.ndarray
 
 
-def gradients(f: Callable[..., PyTree], args: tuple[PyTree, ...], g: list) -> list[Any]:
-    """d<g, f>/d(leaf) for every floating leaf, element by element."""
-    leaves, structure = jax.tree.flatten(args)
-    found = []
-    for position, leaf in enumerate(leaves):
-        if is_float(leaf):
-            found.append(_of_leaf(jax.jit(f), structure, leaves, position, g))
-    return found
+class Differences:
+    """The Jacobian of f at args, by columns, kept while cotangents change."""
+
+    def __init__(self, f: Callable[..., PyTree], args: tuple[PyTree, ...], seed: int) -> None:
+        leaves, structure = jax.tree.flatten(args)
+        compiled = jax.jit(f)
+
+        def at(values: list[np.ndarray]) -> list[np.ndarray]:
+            parts = iter(values)
+            moved = [jnp.asarray(next(parts), x.dtype) if is_float(x) else x for x in leaves]
+            return [
+                np.asarray(y, np.float64) for y in floats(compiled(*structure.unflatten(moved)))
+            ]
+
+        self.at = at
+        self.leaves = [np.asarray(x, np.float64) for x in leaves if is_float(x)]
+        self.columns: dict[tuple[int, int], tuple[list, list]] = {}
+        self.seed = seed
+
+    def values(self) -> list[np.ndarray]:
+        return self.at(self.leaves)
+
+    def gradients(self, g: Sequence[Any]) -> list[Estimate]:
+        """d<g, f>/d(leaf) for every floating leaf; some elements only of a large one."""
+        weights = [np.asarray(leaf, np.float64) for leaf in g]
+        return [self._leaf(i, weights) for i in range(len(self.leaves))]
+
+    def _leaf(self, position: int, weights: list[np.ndarray]) -> Estimate:
+        x = self.leaves[position]
+        value, error = np.full(x.size, np.nan), np.full(x.size, np.nan)
+        for i in self._chosen(x):
+            value[i], error[i] = self.element(position, i, weights)
+        return Estimate(value.reshape(x.shape), error.reshape(x.shape))
+
+    def _chosen(self, x: np.ndarray) -> Sequence[int]:
+        if x.size <= MOST:
+            return range(x.size)
+        random = np.random.default_rng(self.seed)
+        return sorted({0, x.size - 1, *random.choice(x.size, MOST // 4, replace=False).tolist()})
+
+    def element(self, position: int, i: int, weights: list[np.ndarray]) -> tuple[float, float]:
+        """One partial derivative of <g, f>, and the error that its estimates show."""
+        if (position, i) not in self.columns:
+            self.columns[position, i] = _column(self.at, self.leaves, position, i)
+        column, spread = self.columns[position, i]
+        pairs = list(zip(weights, column, spread, strict=True))
+        return (
+            float(sum(np.sum(w * d) for w, d, _ in pairs)),
+            float(sum(np.sum(np.abs(w) * e) for w, _, e in pairs)),
+        )
+
+    def slope(self, position: int, g: Sequence[Any], d: Any) -> float:
+        """How fast the Taylor remainder in one leaf shrinks: 2 where d is its gradient, 1 if not.
+
+        Needs no choice of step: |phi(x + h v) - phi(x) - h <d, v>|, phi = <g, f>, is of order
+        h^2 for the gradient and of order h for anything else. nan where it is rounding alone.
+        """
+        x = self.leaves[position]
+        random = np.random.default_rng(self.seed)
+        v = (float(np.max(np.abs(x), initial=0.0)) or 1.0) * random.normal(size=x.shape)
+        along = float(np.sum(np.asarray(d, np.float64) * v))
+        weights = [np.asarray(leaf, np.float64) for leaf in g]
+
+        def phi(h: float) -> float:
+            moved = [*self.leaves[:position], x + h * v, *self.leaves[position + 1 :]]
+            return float(sum(np.sum(w * y) for w, y in zip(weights, self.at(moved), strict=True)))
+
+        start, steps = phi(0.0), np.array([1e-3, 5e-4, 2.5e-4, 1.25e-4])
+        found = np.array([abs(phi(h) - start - h * along) for h in steps])
+        if not np.isfinite(found).all() or found[-1] <= 1e-12 * max(1.0, abs(start), abs(along)):
+            return float("nan")
+        return float(np.median(np.diff(np.log2(found)) / np.diff(np.log2(steps))))
 
 
-def _of_leaf(f: Callable, structure: Any, leaves: list, position: int, g: list) -> jax.Array:
-    x = np.asarray(leaves[position], np.float64)
-    phi = pairing(f, g)
+def _column(at: Function, leaves: list[np.ndarray], position: int, i: int) -> tuple[list, list]:
+    """Every output's derivative in one entry, and its error, at the step that serves best."""
+    best: tuple[list, list] | None = None
+    for step in STEPS:
+        found = _extrapolated(at, leaves, position, i, step)
+        if best is None or _total(found[1]) < _total(best[1]):
+            best = found
+        if _total(best[1]) <= 1e-9 * _total([np.abs(d) for d in best[0]]):
+            break
+    assert best is not None
+    return best
 
-    def at(flat: np.ndarray) -> float:
-        moved = [*leaves[:position], jnp.asarray(flat.reshape(x.shape)), *leaves[position + 1 :]]
-        return phi(*structure.unflatten(moved))
 
-    gradient = [_partial(at, x.ravel(), i) for i in range(x.size)]
-    return jnp.asarray(gradient, jnp.float64).reshape(x.shape)
+def _total(errors: list[np.ndarray]) -> float:
+    total = float(sum(np.sum(e) for e in errors))
+    return total if np.isfinite(total) else np.inf
 
 
-def _partial(at: Callable[[np.ndarray], float], x: np.ndarray, i: int) -> float:
+def _extrapolated(
+    at: Function, leaves: list[np.ndarray], position: int, i: int, step: float
+) -> tuple[list, list]:
     """Richardson's extrapolation of two central differences: the error is of order h^4."""
-    h = STEP * max(1.0, abs(float(x[i])))
-    return (4 * _central(at, x, i, h / 2) - _central(at, x, i, h)) / 3
+    x = leaves[position]
+    h = step * (float(np.max(np.abs(x), initial=0.0)) or 1.0)
 
+    def central(h: float) -> list[np.ndarray]:
+        up, down = x.copy(), x.copy()
+        up.flat[i] += h
+        down.flat[i] -= h
+        above = at([*leaves[:position], up, *leaves[position + 1 :]])
+        below = at([*leaves[:position], down, *leaves[position + 1 :]])
+        width = up.flat[i] - down.flat[i]
+        with np.errstate(invalid="ignore"):
+            return [(a - b) / width for a, b in zip(above, below, strict=True)]
 
-def _central(at: Callable[[np.ndarray], float], x: np.ndarray, i: int, h: float) -> float:
-    up, down = x.copy(), x.copy()
-    up[i] += h
-    down[i] -= h
-    return (at(up) - at(down)) / (up[i] - down[i])
-
-
-def taylor_slope(
-    f: Callable[..., PyTree], args: tuple[PyTree, ...], g: list, d: list[Any], seed: int
-) -> float:
-    """How fast the Taylor remainder shrinks with the step: 2 where d is the gradient, 1 if not.
-
-    Needs no choice of step: |phi(x + h v) - phi(x) - h <d, v>| is of order h^2 for the
-    gradient and of order h for anything else. nan where the function is linear in v, and
-    the remainder is rounding alone.
-    """
-    random = np.random.default_rng(seed)
-    leaves, structure = jax.tree.flatten(args)
-    v = [np.asarray(random.normal(size=leaf.shape)) for leaf in floats(args)]
-    slope = sum(float(np.sum(np.asarray(a) * b)) for a, b in zip(d, v, strict=True))
-    phi = pairing(f, g)
-
-    def remainder(h: float) -> float:
-        steps = iter(v)
-        moved = [leaf + h * next(steps) if is_float(leaf) else leaf for leaf in leaves]
-        return abs(phi(*structure.unflatten(moved)) - start - h * slope)
-
-    start = phi(*args)
-    steps = [1e-2, 5e-3, 2.5e-3, 1.25e-3]
-    found = [remainder(h) for h in steps]
-    noise = 1e-13 * max(1.0, abs(start), abs(slope))
-    if found[-1] <= noise:
-        return float("nan")
-    return float(np.median([np.log2(a / b) for a, b in pairwise(found)]))
+    wide, narrow = central(h), central(h / 2)
+    value = [(4 * b - a) / 3 for a, b in zip(wide, narrow, strict=True)]
+    return value, [np.abs(v - b) for v, b in zip(value, narrow, strict=True)]

@@ -1,6 +1,6 @@
-"""What a check is run with, and how one result is judged."""
+"""What a check is run with: the options, and how precisely f and its reference compute."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,17 +8,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprop.checking import comparison, finite_differences
-from jaxprop.checking.probing import Cotangent, normal, pull
-from jaxprop.checking.report import Finding
+from jaxprop.checking.comparison import as_float64
+from jaxprop.checking.finite_differences import Differences, Estimate
+from jaxprop.checking.inlining import equations
+from jaxprop.checking.probing import Answer, Cotangent, answer, normal
 from jaxprop.checking.subject import PyTree, Subject, floats, in_dtype, labels
 
-# Float64 algebra agrees to this, relative to the leaf's largest value.
-EXACT = 1e-10
-# What finite differences in float64 can tell, and what rounding to float32 inside allows.
+# What agreement to ask of arithmetic in each precision, relative to the leaf's largest value.
+TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "float16": 2e-2, "bfloat16": 4e-2}
+# What finite differences can tell: in float64, and of a function that rounds to float32 inside.
 BY_DIFFERENCES = 1e-6
-ROUNDED_INSIDE = 1e-5
-NOISE = 64 * 2.0**-52
+BY_COARSE_DIFFERENCES = 3e-3
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The dtype that a function is run in to judge its algebra, and the coarsest one inside.
+
+    run: float64, or float32 for a function that raises in float64.
+    inside: the coarsest dtype that float64 values are rounded to on the way.
+    """
+
+    run: Any
+    inside: Any
+
+    @property
+    def eps(self) -> float:
+        return float(jnp.finfo(self.inside).eps)
 
 
 @dataclass(frozen=True)
@@ -27,7 +43,7 @@ class Plan:
 
     truth: the reference or, for a surrogate, the function whose gradient is the stated one;
         None where there is neither, and finite differences are the truth.
-    rounds: whether the function rounds to less than float64 inside.
+    precision, truth_precision: of f and of truth.
     """
 
     seed: int
@@ -39,103 +55,107 @@ class Plan:
     surrogate: bool
     budget: float | None
     truth: Callable[..., PyTree] | None
-    rounds: bool
+    precision: Precision
+    truth_precision: Precision
     compiled: dict[Callable, Callable] = field(default_factory=dict)
-
-    def pull(
-        self, f: Callable[..., PyTree], args: tuple[PyTree, ...], g: Cotangent
-    ) -> list[jax.Array]:
-        """`pull`, compiled once per function, shape and dtype."""
-        if f not in self.compiled:
-            self.compiled[f] = jax.jit(lambda args, g: pull(f, args, g))
-        return self.compiled[f](args, g)
+    differences: dict[Any, Differences] = field(default_factory=dict)
 
     @property
     def tolerance(self) -> float:
-        if self.rounds:
-            return ROUNDED_INSIDE
-        return EXACT if self.truth is not None else BY_DIFFERENCES
+        """What the algebra is held to."""
+        if self.truth is None:
+            return 3 * self.trust
+        coarsest = max(self.precision.eps, self.truth_precision.eps)
+        name = next(n for n in TOLERANCE if float(jnp.finfo(n).eps) >= coarsest)
+        return TOLERANCE[name]
 
-    def gradients(self, s: Subject, args: tuple[PyTree, ...], g: Cotangent) -> list[Any]:
-        """The true cotangent of every floating leaf, in float64."""
+    @property
+    def trust(self) -> float:
+        """The error, of the leaf's largest value, up to which a finite difference is believed."""
+        return BY_DIFFERENCES if self.precision.inside == jnp.float64 else BY_COARSE_DIFFERENCES
+
+    @property
+    def unstated(self) -> bool:
+        """Whether f is a surrogate and nobody says of what: there is no gradient to hold it to."""
+        return self.surrogate and self.truth is None
+
+    def run(self, f: Callable[..., PyTree], args: tuple[PyTree, ...], g: Cotangent) -> Answer:
+        """`answer`, compiled once per function, shape and dtype; in float64, on the host."""
+        if f not in self.compiled:
+            self.compiled[f] = jax.jit(lambda args, g: answer(f, args, g))
+        return on_host(self.compiled[f](args, g))
+
+    def widened(self, args: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
+        """The arguments as f takes them where its algebra is judged; inside enable_x64."""
+        return in_dtype(args, self.precision.run)
+
+    def expected(self, s: Subject, args: tuple[PyTree, ...], g: Cotangent) -> Answer:
+        """The true value and cotangents, in float64; nan where nothing is known."""
         with jax.enable_x64(True):
-            args = in_dtype(args, jnp.float64)
             if self.truth is None:
-                found = finite_differences.gradients(s.call, args, g)
+                found = self.differences_at(s, args)
+                values, cotangents = (
+                    found.values(),
+                    [_trusted(e, self.trust) for e in found.gradients(g)],
+                )
             else:
-                found = self.pull(self.truth, args, g)
-        return [
-            jnp.zeros_like(d) if self.is_intended_zero(label) else d
-            for label, d in zip(labels(s.names, args), found, strict=True)
-        ]
+                args = in_dtype(args, self.truth_precision.run)
+                y = floats(jax.eval_shape(self.truth, *args))
+                g = [x.astype(leaf.dtype) for x, leaf in zip(g, y, strict=True)]
+                values, cotangents = self.run(self.truth, args, g)
+        meant = [self.is_intended_zero(label) for label in labels(s.names, args)]
+        return Answer(
+            values, [0 * d if zero else d for d, zero in zip(cotangents, meant, strict=True)]
+        )
+
+    def differences_at(self, s: Subject, args: tuple[PyTree, ...]) -> Differences:
+        """Finite differences of f, whose columns serve every cotangent at the same arguments."""
+        key = (s.call, tuple(np.asarray(x).tobytes() for x in floats(args)))
+        if key not in self.differences:
+            self.differences.clear()
+            self.differences[key] = Differences(s.call, self.widened(args), self.seed)
+        return self.differences[key]
 
     def is_intended_zero(self, label: str) -> bool:
         return any(label == name or label.startswith(f"{name}[") for name in self.intended_zero)
 
-
-def judge(
-    s: Subject,
-    check: str,
-    transform: str,
-    got: Sequence[Any],
-    expected: Sequence[Any],
-    *,
-    tolerance: float,
-    dtype: Any = np.float64,
-    g: Cotangent | None = None,
-    repro: str = "",
-) -> Iterator[Finding]:
-    """One Finding per floating leaf of the arguments."""
-    names = labels(s.names, s.args)
-    by_name = dict(zip(names, floats(s.args), strict=True))
-    for name, mine, theirs in zip(names, got, expected, strict=True):
-        if mine.shape != theirs.shape:
-            message = f"the cotangent has shape {mine.shape}, expected {theirs.shape}"
-            yield Finding(check, transform, "FAIL", name, message)
-            continue
-        found = comparison.difference(mine, theirs, tolerance, floor=noise(g or []))
-        if found is None:
-            error = comparison.relative_error(mine, theirs) if mine.size else 0.0
-            ulps = error / float(jnp.finfo(dtype).eps)
-            yield Finding(check, transform, "PASS", name, ulps=ulps)
-            continue
-        leaves = [comparison.as_float64(leaf) for leaf in g or []]
-        text = comparison.hint(found, leaves, by_name)
-        yield Finding(check, transform, "FAIL", name, hint=text, repro=repro, **found.fields(dtype))
+    def random_g(self, s: Subject, args: tuple[PyTree, ...], draw: int = 0) -> Cotangent:
+        return normal(self.seed + draw, floats(jax.eval_shape(s.call, *args)))
 
 
-def noise(g: Cotangent) -> float:
-    """The rounding left in float64 where terms of the size of g cancel."""
-    return NOISE * max((float(np.max(np.abs(leaf), initial=0)) for leaf in g), default=0.0)
+def on_host(found: Answer) -> Answer:
+    return Answer([as_float64(y) for y in found.values], [as_float64(d) for d in found.cotangents])
 
 
-def attempt(
-    s: Subject,
-    check: str,
-    transform: str,
-    run: Callable[[], Sequence[Any]],
-    oracle: Callable[[], Sequence[Any]],
-    **how: Any,
-) -> Iterator[Finding]:
-    """Judge run() against oracle(); where the oracle raises there is nothing to hold it to."""
-    try:
-        expected = [np.asarray(leaf) for leaf in oracle()]
-    except Exception as error:
-        yield Finding(check, transform, "SKIP", message=f"the reference raises: {brief(error)}")
-        return
-    try:
-        got = [np.asarray(leaf) for leaf in run()]
-    except Exception as error:
-        yield Finding(check, transform, "FAIL", message=f"raises {brief(error)}")
-        return
-    yield from judge(s, check, transform, got, expected, **how)
+def _trusted(estimate: Estimate, trust: float) -> np.ndarray:
+    """The estimates that their own error does not put in doubt."""
+    scale = float(np.nanmax(np.abs(estimate.value), initial=0.0)) or 1.0
+    with np.errstate(invalid="ignore"):
+        return np.where(estimate.error <= trust * scale, estimate.value, np.nan)
 
 
-def brief(error: Exception) -> str:
-    """An exception in one line."""
-    first = next((line for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {first[:200]}"
+def precision_of(f: Callable[..., PyTree], args: tuple[PyTree, ...]) -> Precision | None:
+    """In which dtype f's gradient can be taken, and what it rounds to inside; None if in none."""
+    for dtype in ("float64", "float32"):
+        with jax.enable_x64(True):
+            wide = in_dtype(args, dtype)
+            try:
+                y = jax.eval_shape(f, *wide)
+                g = [jnp.ones(leaf.shape, leaf.dtype) for leaf in floats(y)]
+                closed = jax.make_jaxpr(lambda args, g: answer(f, args, g))(wide, g)
+            except Exception:
+                continue
+        return Precision(jnp.dtype(dtype), _coarsest(closed.jaxpr, jnp.dtype(dtype)))
+    return None
 
 
-def random_g(plan: Plan, s: Subject, args: tuple[PyTree, ...], draw: int = 0) -> Cotangent:
-    return normal(plan.seed + draw, floats(jax.eval_shape(s.call, *args)))
+def _coarsest(jaxpr: Any, dtype: Any) -> Any:
+    """The coarsest dtype that a floating value is converted to, from a finer one."""
+    rounded = [dtype]
+    for eqn in equations(jaxpr):
+        if eqn.primitive.name == "convert_element_type":
+            before, after = eqn.invars[0].aval.dtype, eqn.outvars[0].aval.dtype
+            if jnp.issubdtype(before, jnp.floating) and jnp.issubdtype(after, jnp.floating):
+                rounded.append(after)
+    named = [d for d in rounded if jnp.dtype(d).name in TOLERANCE]
+    return max(named, key=lambda d: float(jnp.finfo(d).eps))

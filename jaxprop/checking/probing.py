@@ -1,10 +1,10 @@
-"""Gradients at a point, and the random cotangents they are taken with.
+"""Values and gradients at a point, and the random cotangents they are taken with.
 
 Here a cotangent g is the list of its floating leaves: outputs that are not floating have none.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,21 @@ from jaxprop.checking.subject import PyTree, floats, is_float
 Cotangent = list[jax.Array]
 
 
+class Answer(NamedTuple):
+    """The floating leaves of the output, and the cotangent of every floating leaf of args."""
+
+    values: list[Any]
+    cotangents: list[Any]
+
+
+def answer(f: Callable[..., PyTree], args: tuple[PyTree, ...], g: Cotangent) -> Answer:
+    y, vjp = jax.vjp(f, *args)
+    return Answer(floats(y), select(args, vjp(filled(y, g))))
+
+
 def pull(f: Callable[..., PyTree], args: tuple[PyTree, ...], g: Cotangent) -> list[jax.Array]:
     """The cotangent of every floating leaf of args, in order."""
-    y, vjp = jax.vjp(f, *args)
-    return select(args, vjp(filled(y, g)))
+    return answer(f, args, g).cotangents
 
 
 def select(args: tuple[PyTree, ...], cotangents: PyTree) -> list[jax.Array]:
@@ -49,10 +60,6 @@ def cotangent(seed: int, y: PyTree) -> PyTree:
 def normal(seed: int, leaves: list[Any]) -> Cotangent:
     random = np.random.default_rng(seed)
     return [jnp.asarray(random.normal(size=leaf.shape), leaf.dtype) for leaf in leaves]
-
-
-def ones(y: PyTree) -> Cotangent:
-    return [jnp.ones(leaf.shape, leaf.dtype) for leaf in floats(y)]
 
 
 def one_hots(y: PyTree) -> list[Cotangent]:

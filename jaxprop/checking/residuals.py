@@ -6,10 +6,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxprop.checking.plan import Plan, brief
-from jaxprop.checking.probing import PyTree
+from jaxprop.checking.judging import brief, raised
+from jaxprop.checking.plan import Plan
 from jaxprop.checking.report import Finding
-from jaxprop.checking.subject import Subject
+from jaxprop.checking.subject import PyTree, Subject
 
 CHECK = "residuals"
 
@@ -52,8 +52,9 @@ def residuals(s: Subject, plan: Plan) -> Iterator[Finding]:
         yield Finding(CHECK, "", "SKIP", message=f"raises {brief(error)}")
         return
     text = f"{mine.bytes} bytes" + (f", the largest {mine.largest}" if mine.largest else "")
-    if plan.truth is not None and not plan.surrogate:
-        text += f"; automatic {kept(plan.truth, s.args).bytes}"
+    truth = plan.truth
+    if truth is not None and not plan.surrogate and not raised(lambda: kept(truth, s.args)):
+        text += f"; automatic {kept(truth, s.args).bytes}"
     over = plan.budget is not None and mine.bytes > plan.budget * max(size, 1)
     if over:
         text += f"; the budget is {plan.budget:g} per element of {size}"

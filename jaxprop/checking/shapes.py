@@ -1,91 +1,196 @@
 """Other shapes: axes of length 1 and 0, primes, beyond a block, extra leading axes."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprop.checking.plan import Plan, attempt, random_g
+from jaxprop.checking.domains import is_fixed, keeper
+from jaxprop.checking.edges import FEW
+from jaxprop.checking.judging import brief, judge, raised
+from jaxprop.checking.numerics import in_one_dtype
+from jaxprop.checking.plan import Plan
+from jaxprop.checking.point import Point
 from jaxprop.checking.report import Finding
-from jaxprop.checking.subject import PyTree, Subject, floats, in_dtype, is_float
+from jaxprop.checking.subject import PyTree, Subject, floats, is_float
 
 CHECK = "shapes"
-LENGTHS = (1, 7, 13, 67, 131, 0)
+# One length beyond the usual blocks, and no multiple of any.
+LONG = 131
+PRIMES = (7, 11, 13, 17, 19)
 # Larger arguments than this are not made.
 MOST = 1 << 16
+
+Lengths = dict[int, int]
 
 
 def shapes(s: Subject, plan: Plan) -> Iterator[Finding]:
     """Check 6: axes that have the same length in several arguments are resized together."""
+    if plan.unstated:
+        yield Finding(CHECK, "", "SKIP", message="a surrogate, and no gradient is stated")
+        return
     for number, given in enumerate(plan.shapes):
-        yield from _compare(given, plan, f"given shapes {number}")
-    for length in _axis_lengths(s.args):
-        for new in LENGTHS:
-            args = _resized(s.args, length, new, plan.seed)
-            if args is not None and _accepted(plan, s, args):
-                yield from _compare(s.at(args), plan, f"axes of {length} made {new}")
+        yield from _compare(given, plan, f"given shapes {number}", given=True)
+        if jnp.float32 in plan.dtypes:
+            transform = f"given shapes {number}, float32"
+            yield from in_one_dtype(given, plan, jnp.float32, CHECK, transform, draws=2)
+    tried = [_sizes(s.args), *(_sizes(given.args) for given in plan.shapes)]
+    for transform, args in _others(s):
+        if args is None or _sizes(args) in tried:
+            continue
+        tried.append(_sizes(args))
+        if _accepted(s, args):
+            yield from _compare(s.at(args), plan, transform)
 
 
-def _axis_lengths(args: tuple[PyTree, ...]) -> list[int]:
-    return sorted({n for leaf in jax.tree.leaves(args) for n in leaf.shape})
+def _sizes(args: tuple[PyTree, ...]) -> list[tuple[int, ...]]:
+    return [leaf.shape for leaf in jax.tree.leaves(args)]
+
+
+def _others(s: Subject) -> Iterator[tuple[str, tuple[PyTree, ...] | None]]:
+    """Arguments of other shapes; whether the function takes them is another matter."""
+    lengths = sorted({n for shape in _sizes(s.args) for n in shape if n > 0})
+    yield "axes of prime lengths", _resized(s.args, dict(zip(lengths, PRIMES, strict=False)))
+    for length in lengths:
+        for new in (1, LONG, 0):
+            yield f"axes of {length} made {new}", _resized(s.args, {length: new})
+    leading = _leading(s)
+    if leading:
+        for new in (1, 7, 0):
+            yield f"leading axis of {leading} made {new}", _resized(s.args, {leading: new}, True)
+        yield EXTRA, _extra(s, leading)
+
+
+EXTRA = "an extra leading axis"
+
+
+def _leading(s: Subject) -> int:
+    """The length of the first argument's first axis; 0 where there is none."""
+    leaves = jax.tree.leaves(s.args[0]) if s.args else []
+    return leaves[0].shape[0] if leaves and leaves[0].ndim else 0
 
 
 def _resized(
-    args: tuple[PyTree, ...], length: int, new: int, seed: int
+    args: tuple[PyTree, ...], lengths: Lengths, leading: bool = False
 ) -> tuple[PyTree, ...] | None:
-    """Every axis of that length cut, or filled up with values like those there are.
+    """Axes of these lengths cut, or filled up with values like those there are.
 
-    None where it would be too large, or where integer arguments are left that may be indices
-    into an axis that shrinks.
+    None where it would be too large. Integers that could be indices into an axis that
+    shrinks are taken modulo its new length.
     """
     leaves = jax.tree.leaves(args)
-    whole = [leaf for leaf in leaves if not is_float(leaf)]
-    if new < length and any(leaf.size and int(jnp.max(leaf)) >= new for leaf in whole):
+    if any(_is_key(leaf) for leaf in leaves if lengths.keys() & set(leaf.shape)):
         return None
-    sizes = [np.prod([new if n == length else n for n in leaf.shape]) for leaf in leaves]
-    if max(sizes, default=0) > MOST or length == 0:
+    sizes = [np.prod([lengths.get(n, n) for n in leaf.shape]) for leaf in leaves]
+    whole = [leaf for leaf in leaves if not is_float(leaf) and not _is_key(leaf) and leaf.size]
+    if max(sizes, default=0) > MOST or (whole and 0 in lengths.values()):
         return None
-    random = np.random.default_rng(seed)
-
-    def resized(leaf: jax.Array) -> jax.Array:
-        for axis in [axis for axis, n in enumerate(leaf.shape) if n == length]:
-            leaf = jnp.take(leaf, np.arange(new) % length, axis=axis)
-        if not is_float(leaf):
-            return leaf
-        return leaf * jnp.asarray(random.uniform(0.7, 1.3, leaf.shape), leaf.dtype)
-
-    return jax.tree.map(resized, args)
+    random = np.random.default_rng(len(lengths))
+    return jax.tree.map(lambda leaf: _leaf(leaf, lengths, leading, random), args)
 
 
-def _accepted(plan: Plan, s: Subject, args: tuple[PyTree, ...]) -> bool:
-    """Whether the reference takes these shapes."""
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) or leaf.dtype == jnp.uint32
+
+
+def _leaf(leaf: jax.Array, lengths: Lengths, leading: bool, random: np.random.Generator) -> Any:
+    if _is_key(leaf):
+        return leaf
+    x = np.asarray(leaf)
+    for axis, n in enumerate(x.shape[:1] if leading else x.shape):
+        if n in lengths:
+            x = np.take(x, np.arange(lengths[n]) % n, axis=axis)
+    if is_float(leaf):
+        wide = np.asarray(leaf, np.float64)
+        factor = 1.0 if is_fixed(wide) else random.uniform(0.7, 1.0, x.shape)
+        x = keeper(wide)(x.astype(np.float64) * factor)
+    elif leaf.dtype != bool and x.size:
+        for length, new in lengths.items():
+            if 0 < new < length and x.min() >= 0 and x.max() < length:
+                x = x % new
+    return jnp.asarray(x, leaf.dtype)
+
+
+def _extra(s: Subject, leading: int) -> tuple[PyTree, ...]:
+    """Two examples of the first argument, and of what shares its first axis."""
+
+    def doubled(leaf: jax.Array) -> jax.Array:
+        shares = leaf.ndim > 0 and leaf.shape[0] == leading
+        return jnp.stack([leaf, leaf * 0.75 if is_float(leaf) else leaf]) if shares else leaf
+
+    first, *others = s.args
+    ones = [a if floats(a) else jax.tree.map(doubled, a) for a in others]
+    return (jax.tree.map(doubled, first), *ones)
+
+
+def _accepted(s: Subject, args: tuple[PyTree, ...]) -> bool:
+    """Whether f takes these shapes, and its output's axes are still those of the arguments.
+
+    An axis of length 1 may be broadcast against one that should have shrunk with it: then the
+    output keeps an axis that the arguments no longer have.
+    """
     try:
-        jax.eval_shape(plan.truth or s.call, *args)
+        found = jax.tree.leaves(jax.eval_shape(s.call, *args))
+        before = jax.tree.leaves(jax.eval_shape(s.call, *s.args))
     except Exception:
         return False
-    return True
+    if not any(
+        1 in shape and 1 not in old for shape, old in zip(_sizes(args), _sizes(s.args), strict=True)
+    ):
+        return True
+    gone = {n for shape in _sizes(s.args) for n in shape} - {n for x in _sizes(args) for n in x}
+    return not any(n in gone for y in found for n in y.shape) or before == found
 
 
-def _compare(s: Subject, plan: Plan, transform: str) -> Iterator[Finding]:
-    many = sum(leaf.size for leaf in floats(s.args)) > 200
+def _compare(s: Subject, plan: Plan, transform: str, given: bool = False) -> Iterator[Finding]:
+    many = sum(leaf.size for leaf in floats(s.args)) > FEW
     if plan.truth is None and many:
         yield Finding(CHECK, transform, "SKIP", message="no reference, and many elements")
         return
     with jax.enable_x64(True):
-        args = in_dtype(s.args, jnp.float64)
-        try:
-            g = random_g(plan, s, args)
-        except Exception as error:
-            message = f"raises where the reference does not: {type(error).__name__}: {error}"
-            yield Finding(CHECK, transform, "FAIL", message=message.splitlines()[0])
+        args = plan.widened(s.args)
+        if problem := raised(lambda: s.call(*args)):
+            verdict = "FAIL" if given else "SKIP"
+            message = f"f does not take it: {brief(problem)}"
+            yield Finding(CHECK, transform, verdict, message=message)
             return
-        yield from attempt(
-            s,
-            CHECK,
-            transform,
-            lambda: plan.pull(s.call, args, g),
-            lambda: plan.gradients(s, args, g),
-            tolerance=max(plan.tolerance, 1e-9),
-            g=g,
-        )
+        point = Point(s, plan, args, plan.random_g(s, args))
+        if problem := raised(lambda: point.expected):
+            message = f"the reference raises {brief(problem)}"
+            yield Finding(CHECK, transform, "SKIP", message=message)
+            return
+        try:
+            got = plan.run(s.call, args, point.g)
+        except Exception as error:
+            message = f"raises {brief(error)}, where f itself does not"
+            yield Finding(CHECK, transform, _severity(error, s, transform, given), message=message)
+            return
+    found = judge(point, CHECK, transform, got)
+    yield from map(_of_another_rank, found) if transform == EXTRA else found
+
+
+def _severity(error: Exception, s: Subject, transform: str, given: bool) -> str:
+    """A backward that raises is a fault, unless nobody promised that shape or it says so."""
+    if given:
+        return "FAIL"
+    empty = any(0 in shape for shape in _sizes(s.args))
+    return "WARN" if empty or transform == EXTRA or _deliberate(error) else "FAIL"
+
+
+def _deliberate(error: Exception) -> bool:
+    """Whether the exception was raised outside of jax and NumPy, so by f itself."""
+    trace, last = error.__traceback__, ""
+    while trace is not None:
+        last, trace = trace.tb_frame.f_globals.get("__name__", ""), trace.tb_next
+    return last.split(".")[0] not in ("jax", "jaxlib", "numpy")
+
+
+def _of_another_rank(finding: Finding) -> Finding:
+    """Other ranks than the one given were not promised: no more than a warning."""
+    if finding.verdict != "FAIL":
+        return finding
+    message = "right at the rank given, wrong with one more axis in front"
+    return replace(finding, verdict="WARN", message=message)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprop.checking.inlining import without_custom_vjps
 from jaxprop.rule import Rule
 
 PyTree = Any
@@ -19,17 +20,18 @@ class Subject:
     """A function under check, over the arguments that are data.
 
     call, reference: functions of `args` alone; what is not data (strings, functions, the
-    arguments of `nondiff_argnums`) is closed over. reference is None where there is none.
-    backward: a custom_vjp's own backward, (residuals, g) -> cotangents, where it can be had.
+    arguments of `nondiff_argnums`) is closed over.
     args, names: the arguments and what they are called.
+    whole, static: f itself, and whether some of its arguments are closed over in `call`.
     """
 
     name: str
     call: Callable[..., PyTree]
-    reference: Callable[..., PyTree] | None
+    reference: Callable[..., PyTree]
     args: tuple[PyTree, ...]
     names: tuple[str, ...]
     whole: Callable[..., PyTree]
+    static: bool
 
     def at(self, args: tuple[PyTree, ...]) -> "Subject":
         return replace(self, args=args)
@@ -38,28 +40,45 @@ class Subject:
 def subject(
     f: Callable[..., PyTree], args: tuple[PyTree, ...], reference: Callable[..., PyTree] | None
 ) -> Subject:
-    """f over its data arguments, with the reference given, found, or None."""
+    """f over its data arguments, with the reference given or found."""
+    args = _with_defaults(f, args)
     static = _static_positions(f, args)
-    found = reference or _own_reference(f)
     names = _argument_names(f, len(args))
     data = tuple(_arrays(arg) for i, arg in enumerate(args) if i not in static)
+    call = _closing_over(f, args, static)
     return Subject(
         name=getattr(f, "__name__", type(f).__name__),
-        call=_closing_over(f, args, static),
-        reference=None if found is None else _closing_over(found, args, static),
+        call=call,
+        reference=_reference(f, call, args, static, reference),
         args=data,
         names=tuple(name for i, name in enumerate(names) if i not in static),
         whole=f,
+        static=bool(static),
     )
 
 
-def _own_reference(f: Callable[..., PyTree]) -> Callable[..., PyTree] | None:
-    """A rule's reference, or what a `custom_vjp` wraps; None for any other function."""
-    if isinstance(f, Rule):
-        return f.reference
-    if isinstance(f, jax.custom_vjp):
-        return f.__wrapped__  # type: ignore[attr-defined]
-    return None
+def _reference(
+    f: Callable[..., PyTree],
+    call: Callable[..., PyTree],
+    args: tuple[PyTree, ...],
+    static: frozenset[int],
+    given: Callable[..., PyTree] | None,
+) -> Callable[..., PyTree]:
+    """The one given, a rule's own, or f with its custom derivatives taken out."""
+    if given is not None or isinstance(f, Rule):
+        return _closing_over(given or f.reference, args, static)
+    if isinstance(f, (jax.custom_vjp, jax.custom_jvp)):
+        return without_custom_vjps(_closing_over(f.__wrapped__, args, static))
+    return without_custom_vjps(call, jvps_too=True)
+
+
+def _with_defaults(f: Callable[..., PyTree], args: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
+    """The arguments, those left out filled in: a bare `custom_vjp` cannot be called without."""
+    if not isinstance(f, jax.custom_vjp):
+        return args
+    left_out = positional(f)[len(args) :]
+    defaults = [p.default for p in left_out if p.default is not p.empty]
+    return (*args, *defaults)
 
 
 def _static_positions(f: Callable[..., PyTree], args: tuple[PyTree, ...]) -> frozenset[int]:
@@ -88,14 +107,16 @@ def _closing_over(
 
 
 def _argument_names(f: Callable[..., PyTree], count: int) -> list[str]:
+    names = [p.name for p in positional(f)]
+    return [names[i] if i < len(names) else f"argument {i}" for i in range(count)]
+
+
+def positional(f: Callable[..., PyTree]) -> list[inspect.Parameter]:
     try:
         parameters = list(inspect.signature(f).parameters.values())
     except (TypeError, ValueError):
-        parameters = []
-    positional = [
-        p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    return [positional[i] if i < len(positional) else f"argument {i}" for i in range(count)]
+        return []
+    return [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
 def _arrays(tree: PyTree) -> PyTree:

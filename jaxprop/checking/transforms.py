@@ -6,6 +6,7 @@ by itself and wrong under a transformation is found by that transformation's nam
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -13,43 +14,100 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export, lax
 
-from jaxprop.checking.plan import Plan, attempt, brief, random_g
-from jaxprop.checking.probing import Cotangent, filled, ones, pull, select
+from jaxprop.checking.domains import is_fixed
+from jaxprop.checking.judging import brief, raised, same
+from jaxprop.checking.plan import Plan
+from jaxprop.checking.probing import Cotangent, pull
 from jaxprop.checking.report import Finding
 from jaxprop.checking.subject import PyTree, Subject, floats, in_dtype, is_float
 
 CHECK = "transforms"
 BATCH = 3
 PLATFORMS = ("cpu", "cuda", "tpu")
+JAX = (
+    "jax is at fault: a right custom_vjp with these outputs goes wrong the same way, where an "
+    "output does not depend on what is mapped"
+)
 
 
 def transforms(s: Subject, plan: Plan) -> Iterator[Finding]:
-    """Check 7, on one device."""
-    tolerance = max(plan.tolerance, 1e-9)
+    """Check 7, on one device: f transformed against f itself, one example at a time."""
+    tolerance = max(10 * plan.tolerance, 1e-9) if plan.truth is not None else 1e-9
+    if plan.precision.inside != jnp.float64:
+        tolerance = max(tolerance, 1e-5)
     with jax.enable_x64(True):
-        s = s.at(in_dtype(s.args, jnp.float64))
-        g = random_g(plan, s, s.args)
-        for transform, run in _whole(s).items():
-            yield from attempt(
+        s = s.at(plan.widened(s.args))
+        g = plan.random_g(s, s.args)
+        try:
+            expected = pull(s.call, s.args, g)
+        except Exception as error:
+            yield Finding(CHECK, "", "FAIL", message=f"raises {brief(error)}")
+            return
+        moved = _rounded(s.args, plan)
+        for transform, (run, forward) in _whole().items():
+            yield from _attempt(
                 s,
-                CHECK,
                 transform,
                 lambda run=run: run(s.call, s.args, g),
-                lambda: plan.gradients(s, s.args, g),
-                tolerance=tolerance,
-                g=g,
+                lambda forward=forward: forward(s.call)(*s.args),
+                lambda: expected,
+                lambda: pull(s.call, moved, g),
+                tolerance,
             )
         yield from _batched(s, plan, tolerance)
     yield _lowers(s, plan)
 
 
-def _whole(s: Subject) -> dict[str, Callable[..., Sequence[Any]]]:
-    """Transformations that leave the gradient as it is."""
+def _rounded(args: tuple[PyTree, ...], plan: Plan) -> tuple[PyTree, ...]:
+    eps = plan.precision.eps
+    return jax.tree.map(lambda x: x * (1 + eps) if is_float(x) else x, args)
+
+
+def _attempt(
+    s: Subject,
+    transform: str,
+    run: Callable[[], Sequence[Any]],
+    forward: Callable[[], Any],
+    expected: Callable[[], Sequence[Any]],
+    again: Callable[[], Sequence[Any]],
+    tolerance: float,
+    control: Callable[[], Sequence[Any]] | None = None,
+) -> Iterator[Finding]:
+    """The transformed gradient; where f itself does not run so, that is no fault of its VJP.
+
+    `control` is the same with a backward that is right for certain: where that is wrong
+    too, jax is.
+    """
+    try:
+        got = run()
+    except Exception as error:
+        if problem := raised(forward):
+            yield Finding(CHECK, transform, "SKIP", message=f"f does not run so: {brief(problem)}")
+        else:
+            yield Finding(CHECK, transform, "FAIL", message=f"raises {brief(error)}")
+        return
+    truth = expected()
+    found = list(same(s, CHECK, transform, got, truth, tolerance, again))
+    if control is None or all(f.verdict == "PASS" for f in found):
+        yield from found
+        return
+    try:
+        blamed = list(same(s, CHECK, transform, control(), truth, tolerance, again))
+    except Exception:
+        blamed = []
+    faulty = {f.argument for f in blamed if f.verdict == "FAIL"}
+    yield from (
+        replace(f, verdict="WARN", message=JAX) if f.argument in faulty else f for f in found
+    )
+
+
+def _whole() -> dict[str, tuple[Callable[..., Sequence[Any]], Callable]]:
+    """Transformations that leave the gradient as it is, and the same of the function alone."""
     return {
-        "jit": lambda f, args, g: jax.jit(lambda args, g: pull(f, args, g))(args, g),
-        "grad of jit": lambda f, args, g: pull(jax.jit(f), args, g),
-        "checkpoint": lambda f, args, g: pull(jax.checkpoint(f), args, g),
-        "donated arguments": _donated,
+        "jit": (lambda f, args, g: jax.jit(lambda args, g: pull(f, args, g))(args, g), jax.jit),
+        "grad of jit": (lambda f, args, g: pull(jax.jit(f), args, g), jax.jit),
+        "checkpoint": (lambda f, args, g: pull(jax.checkpoint(f), args, g), jax.checkpoint),
+        "donated arguments": (_donated, jax.jit),
     }
 
 
@@ -63,35 +121,46 @@ def _donated(f: Callable[..., PyTree], args: tuple[PyTree, ...], g: Cotangent) -
 
 def _batched(s: Subject, plan: Plan, tolerance: float) -> Iterator[Finding]:
     """vmap and scan over a few examples, with every argument unbatched in turn."""
-    many = [_varied(s.args, plan.seed + i) for i in range(BATCH)]
-    gs = [random_g(plan, s, s.args, i) for i in range(BATCH)]
+    many = [_varied(s.args, 1 - 0.1 * i) for i in range(BATCH)]
+    gs = [plan.random_g(s, s.args, i) for i in range(BATCH)]
     batchable = [i for i, arg in enumerate(s.args) if jax.tree.leaves(arg)]
+    certain = None if len(gs[0]) < 2 or plan.truth is None else _certain(s, plan)
     for unbatched in (None, *batchable):
         if unbatched is not None and len(batchable) < 2:
             continue
         mapped = [i for i in batchable if i != unbatched]
         examples = [_mixed(s.args, args, mapped) for args in many]
+        each = [pull(s.call, args, g) for args, g in zip(examples, gs, strict=True)]
+        moved = [_rounded(args, plan) for args in examples]
         where = "" if unbatched is None else f", {s.names[unbatched]} unbatched"
-        ways = {"vmap of vjp": (_vmap_of_vjp, False), "vjp of vmap": (_vjp_of_vmap, True)}
-        ways["scan"] = (_scan, True)
-        for transform, (run, sums) in ways.items():
-            yield from attempt(
+        for transform, (run, forward, sums) in _WAYS.items():
+            yield from _attempt(
                 s,
-                CHECK,
                 transform + where,
-                lambda run=run, examples=examples, mapped=mapped: run(s, examples, gs, mapped),
-                lambda examples=examples, mapped=mapped, sums=sums: _one_by_one(
-                    s, plan, examples, gs, mapped, sums
+                lambda run=run, a=examples, m=mapped: run(s, a, gs, m),
+                lambda forward=forward, a=examples, m=mapped: forward(s, m)(*_batch(a, m)),
+                lambda each=each, m=mapped, sums=sums: _one_by_one(s, each, m, sums),
+                lambda moved=moved, m=mapped, sums=sums: _one_by_one(
+                    s, [pull(s.call, a, g) for a, g in zip(moved, gs, strict=True)], m, sums
                 ),
-                tolerance=tolerance,
+                tolerance,
+                certain and (lambda run=run, a=examples, m=mapped: run(certain, a, gs, m)),
             )
 
 
-def _varied(args: tuple[PyTree, ...], seed: int) -> tuple[PyTree, ...]:
-    """Other values of the same kind: floating leaves scaled a little, elementwise."""
-    random = np.random.default_rng(seed)
+def _certain(s: Subject, plan: Plan) -> Subject:
+    """The truth as a `custom_vjp` of the plainest kind: right by construction."""
+    truth = plan.truth
+    assert truth is not None
+    certain = jax.custom_vjp(truth)
+    certain.defvjp(lambda *args: jax.vjp(truth, *args), lambda pullback, g: pullback(g))
+    return replace(s, call=certain)
+
+
+def _varied(args: tuple[PyTree, ...], factor: float) -> tuple[PyTree, ...]:
+    """Other values of the same kind, masks left alone: floating leaves scaled down a little."""
     return jax.tree.map(
-        lambda x: x * jnp.asarray(random.uniform(0.7, 1.3, x.shape)) if is_float(x) else x, args
+        lambda x: x * factor if is_float(x) and not is_fixed(np.asarray(x, float)) else x, args
     )
 
 
@@ -103,11 +172,8 @@ def _stack(trees: Sequence[PyTree]) -> PyTree:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def _one_by_one(
-    s: Subject, plan: Plan, examples: list, gs: list, mapped: list[int], sums: bool
-) -> list[jax.Array]:
-    """The true gradients of each example; summed for what the examples share, if asked."""
-    each = [plan.gradients(s, args, g) for args, g in zip(examples, gs, strict=True)]
+def _one_by_one(s: Subject, each: list, mapped: list[int], sums: bool) -> list[jax.Array]:
+    """The gradients of each example; summed for what the examples share, if asked."""
     owners = [i for i, arg in enumerate(s.args) for _ in floats(arg)]
     stacked = [jnp.stack(leaves) for leaves in zip(*each, strict=True)]
     return [
@@ -134,13 +200,14 @@ def _vmap_of_vjp(s: Subject, examples: list, gs: list, mapped: list[int]) -> lis
 
 
 def _vjp_of_vmap(s: Subject, examples: list, gs: list, mapped: list[int]) -> list[jax.Array]:
-    f = jax.vmap(s.call, in_axes=_axes(len(s.args), mapped))
-    return pull(f, _batch(examples, mapped), _stack(gs))
+    return pull(_mapped(s, mapped), _batch(examples, mapped), _stack(gs))
 
 
-def _scan(s: Subject, examples: list, gs: list, mapped: list[int]) -> list[jax.Array]:
-    batch = _batch(examples, mapped)
+def _mapped(s: Subject, mapped: list[int]) -> Callable[..., PyTree]:
+    return jax.vmap(s.call, in_axes=_axes(len(s.args), mapped))
 
+
+def _scanned(s: Subject, mapped: list[int]) -> Callable[..., PyTree]:
     def f(*args: PyTree) -> PyTree:
         def body(carry: None, scanned: tuple) -> tuple[None, PyTree]:
             parts = iter(scanned)
@@ -148,8 +215,18 @@ def _scan(s: Subject, examples: list, gs: list, mapped: list[int]) -> list[jax.A
 
         return lax.scan(body, None, tuple(args[i] for i in mapped), length=BATCH)[1]
 
-    y, vjp = jax.vjp(jax.jit(f), *batch)
-    return select(batch, vjp(filled(y, _stack(gs))))
+    return jax.jit(f)
+
+
+def _scan(s: Subject, examples: list, gs: list, mapped: list[int]) -> list[jax.Array]:
+    return pull(_scanned(s, mapped), _batch(examples, mapped), _stack(gs))
+
+
+_WAYS: dict[str, tuple[Callable[..., list], Callable[..., Callable], bool]] = {
+    "vmap of vjp": (_vmap_of_vjp, _mapped, False),
+    "vjp of vmap": (_vjp_of_vmap, _mapped, True),
+    "scan": (_scan, _scanned, True),
+}
 
 
 def _lowers(s: Subject, plan: Plan) -> Finding:
@@ -159,7 +236,8 @@ def _lowers(s: Subject, plan: Plan) -> Finding:
 
     def gradient(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
         def run(*args: PyTree) -> list[jax.Array]:
-            return pull(f, args, ones(jax.eval_shape(f, *args)))
+            y = floats(jax.eval_shape(f, *args))
+            return pull(f, args, [jnp.ones(leaf.shape, leaf.dtype) for leaf in y])
 
         return run
 
@@ -171,7 +249,10 @@ def _lowers(s: Subject, plan: Plan) -> Finding:
             lower(s.call)
         except Exception as error:
             try:
-                lower(plan.truth or s.call)
+                if plan.truth is None:
+                    export.export(jax.jit(s.call), platforms=PLATFORMS)(*args)
+                else:
+                    lower(plan.truth)
             except Exception:
                 message = "what is compared with does not lower there either"
                 return Finding(CHECK, transform, "SKIP", message=message)

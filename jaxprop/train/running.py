@@ -108,8 +108,8 @@ def _check_slip(experiment: Experiment) -> None:
     error = cross_check(experiment, jax.tree.unflatten(structure, drawn), rows).error
     if error <= ROUNDING * float(jnp.finfo(experiment.x.dtype).eps):
         raise TrainingError(
-            f"--plant {slip} must change the gradient, got a network whose gradient it leaves as it "
-            f"is. It shows {SLIPS[slip].shows}."
+            f"--plant {slip} must change the gradient, got a network whose gradient it leaves as "
+            f"it is. It shows {SLIPS[slip].shows}."
         )
 
 

@@ -1,0 +1,184 @@
+"""A point to check at: arguments and a cotangent, and what a right gradient may be there.
+
+A difference from the reference is not always a fault. Near a kink, any subgradient is right;
+where the problem is ill-conditioned, rounding alone moves the gradient; and at an extreme
+value the reference itself may be the one that is off. Each is looked into only where the
+numbers differ, so that right functions cost nothing.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprop.checking.comparison import Difference, largest
+from jaxprop.checking.plan import Plan
+from jaxprop.checking.probing import Answer, Cotangent
+from jaxprop.checking.subject import PyTree, Subject, floats, in_dtype, is_float
+
+# How far off the neighbours of a point lie that tell a kink from a smooth place.
+NEAR = 1e-7
+NEIGHBOURS = 8
+# So many of the worst elements are looked into one by one.
+ONE_BY_ONE = 16
+# Rounding errors are a multiple of what rounding the inputs alone would do.
+ROUNDINGS = 6
+MULTIPLE = 8.0
+
+
+@dataclass(frozen=True)
+class Point:
+    """Arguments, in the dtype that f is given them in, and a cotangent."""
+
+    s: Subject
+    plan: Plan
+    args: tuple[PyTree, ...]
+    g: Cotangent
+
+    @cached_property
+    def expected(self) -> Answer:
+        return self.plan.expected(self.s, self.args, self.g)
+
+    @cached_property
+    def leaves(self) -> list[np.ndarray]:
+        return [np.asarray(x, np.float64) for x in floats(self.args)]
+
+    def noise(self, eps: float) -> Answer:
+        """What rounding the arguments and g to eps changes in value and cotangents."""
+        if self.plan.truth is None:
+            return Answer(
+                [0 * y for y in self.expected.values], [0 * d for d in self.expected.cotangents]
+            )
+        random = np.random.default_rng(self.plan.seed)
+
+        def rounded(x: Any) -> Any:
+            if not is_float(x):
+                return x
+            factor = 1 + eps * random.choice([-1.0, 1.0], size=x.shape)
+            return jnp.asarray(np.asarray(x, np.float64) * factor)
+
+        worst = [0 * d for d in (*self.expected.values, *self.expected.cotangents)]
+        with jax.enable_x64(True):
+            for _ in range(ROUNDINGS):
+                args = jax.tree.map(rounded, self.args)
+                moved = self.plan.expected(self.s, args, [rounded(x) for x in self.g])
+                pairs = zip((*moved.values, *moved.cotangents), self._flat, worst, strict=True)
+                worst = [np.fmax(w, np.abs(a - b)) for a, b, w in pairs]
+        count = len(self.expected.values)
+        return Answer(worst[:count], worst[count:])
+
+    @property
+    def _flat(self) -> list[np.ndarray]:
+        return [*self.expected.values, *self.expected.cotangents]
+
+    def at_kinks(self, leaf: int, d: Difference, slack: float, near: float = NEAR) -> np.ndarray:
+        """Which wrong elements are another subgradient of a kink, as a mask.
+
+        Element by element, the value must lie between the gradients on both sides; and along
+        directions in which the function is smooth (all tied entries shifted together), the
+        gradient as a whole must have the right slope.
+        """
+        h = near * (largest(self.leaves[leaf]) if np.any(self.leaves[leaf]) else 1.0)
+        order = np.argsort(-d.error, axis=None, kind="stable")[: int(d.wrong.sum())]
+        hull, closer_hull = self._hull(leaf, h), self._hull(leaf, h / 16)
+        excused = np.zeros(d.wrong.shape, bool)
+        for i in order[:ONE_BY_ONE]:
+            bounds = [*(x.flat[i] for x in hull), *self._sides(leaf, i, h)]
+            closer = [*(x.flat[i] for x in closer_hull), *self._sides(leaf, i, h / 16)]
+            excused.flat[i] = _between(d.got.flat[i], bounds, closer, slack, d.scale)
+        if not excused.flat[order[:ONE_BY_ONE]].all():
+            return excused
+        if not all(self._right_slope(leaf, d, v, h, slack) for v in _shifts(d)):
+            return np.zeros(d.wrong.shape, bool)
+        return d.wrong
+
+    def _gradient(self, leaf: int, move: np.ndarray) -> np.ndarray:
+        """The true cotangent of one leaf, that leaf moved."""
+        return self._moved(leaf, move).expected.cotangents[leaf]
+
+    def _moved(self, leaf: int, move: np.ndarray) -> "Point":
+        with jax.enable_x64(True):
+            wide = in_dtype(self.args, jnp.float64)
+            leaves, structure = jax.tree.flatten(wide)
+            position = [i for i, x in enumerate(leaves) if is_float(x)][leaf]
+            leaves[position] = jnp.asarray(self.leaves[leaf] + move)
+            return Point(self.s, self.plan, structure.unflatten(leaves), self.g)
+
+    def _hull(self, leaf: int, h: float) -> tuple[np.ndarray, np.ndarray]:
+        if self.plan.truth is None:
+            return self.expected.cotangents[leaf], self.expected.cotangents[leaf]
+        random = np.random.default_rng(self.plan.seed)
+        shape = self.leaves[leaf].shape
+        found = [self._gradient(leaf, h * random.normal(size=shape)) for _ in range(NEIGHBOURS)]
+        return np.fmin.reduce(found), np.fmax.reduce(found)
+
+    def _sides(self, leaf: int, i: int, h: float) -> list[float]:
+        """One partial derivative, a little below and a little above."""
+        move = np.zeros(self.leaves[leaf].shape)
+        move.flat[i] = h
+        if self.plan.truth is None:
+            return [self._slope(leaf, -move) / -h, self._slope(leaf, move) / h]
+        return [float(self._gradient(leaf, sign * move).flat[i]) for sign in (-1, 1)]
+
+    def _slope(self, leaf: int, move: np.ndarray) -> float:
+        """How much <g, f> changes when one leaf moves."""
+        with jax.enable_x64(True):
+            taken = self.plan.differences_at(self.s, self.args)
+        leaves = list(taken.leaves)
+        leaves[leaf] = leaves[leaf] + move
+        weights = [np.asarray(x, np.float64) for x in self.g]
+        triples = zip(weights, taken.at(leaves), taken.values(), strict=True)
+        return float(sum(np.sum(w * (b - a)) for w, b, a in triples))
+
+    def _right_slope(self, leaf: int, d: Difference, v: np.ndarray, h: float, slack: float) -> bool:
+        """Whether the gradient has the slope that the function has along v, if it has one."""
+        if self.plan.truth is None:
+            return True
+        below, above = (float(np.sum(v * self._gradient(leaf, t * h * v))) for t in (-1, 1))
+        count = np.sum(v)
+        allowed = count * slack + 1e-5 * d.scale * count**0.5
+        if not abs(above - below) <= allowed:
+            return True
+        return bool(abs(np.sum(v * d.got) - (above + below) / 2) <= 2 * allowed)
+
+    def sides_with_f(self, leaf: int, d: Difference) -> np.ndarray:
+        """Which wrong elements finite differences of f's own value confirm, as a mask."""
+        confirmed = np.zeros(d.wrong.shape, bool)
+        if self.plan.precision.inside != jnp.float64 or self.plan.truth is None:
+            return confirmed
+        weights = [np.asarray(x, np.float64) for x in self.g]
+        with jax.enable_x64(True):
+            taken = self.plan.differences_at(self.s, self.args)
+            order = np.argsort(-d.error, axis=None, kind="stable")[: int(d.wrong.sum())]
+            for i in order[:ONE_BY_ONE]:
+                value, error = taken.element(leaf, int(i), weights)
+                gap = 0.05 * d.error.flat[i]
+                if np.isfinite(gap) and abs(value - d.got.flat[i]) + error <= gap:
+                    confirmed.flat[i] = True
+        return d.wrong if confirmed.flat[order[:ONE_BY_ONE]].all() else confirmed
+
+
+def _between(
+    got: float, bounds: list[float], closer: list[float], slack: float, scale: float
+) -> bool:
+    """Whether the gradient jumps here, and got lies within the jump."""
+    if not np.isfinite([got, *bounds, *closer]).all():
+        return False
+    low, high = min(bounds), max(bounds)
+    width, still = high - low, max(closer) - min(closer)
+    jumps = width > max(1e-6 * scale, slack) and still > 0.5 * width
+    return bool(jumps and low - slack - 1e-3 * width <= got <= high + slack + 1e-3 * width)
+
+
+def _shifts(d: Difference) -> Iterator[np.ndarray]:
+    """Directions that keep ties: every entry together, and those on a line with the worst."""
+    shape = d.wrong.shape
+    yield np.ones(shape)
+    for axis in range(len(shape)) if len(shape) > 1 else ():
+        v = np.zeros(shape)
+        v[tuple(slice(None) if a == axis else i for a, i in enumerate(d.worst))] = 1
+        yield v

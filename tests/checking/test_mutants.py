@@ -1,0 +1,26 @@
+"""Every wrong function must be found, by the right check, under the right name."""
+
+import pytest
+
+from jaxprop.checking import check
+from tests.checking.making import Mutant
+from tests.checking.mutants import MUTANTS
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name.replace(" ", "_"))
+def test_a_mutant_is_found_and_named(mutant: Mutant) -> None:
+    report = check(mutant.f, *mutant.args(), **mutant.options)
+    assert report.verdict in (mutant.verdict, "FAIL"), str(report)
+    named = [
+        (f.check, f.argument)
+        for f in report.findings
+        if f.verdict == mutant.verdict
+        and f.check in mutant.checks
+        and mutant.argument in f.argument
+    ]
+    assert named, f"none of {mutant.checks} names {mutant.argument!r}:\n{report}"
+
+
+def test_there_are_enough_of_them() -> None:
+    names = [mutant.name for mutant in MUTANTS]
+    assert len(set(names)) == len(names) >= 60
