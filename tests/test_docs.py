@@ -1,20 +1,34 @@
-"""The README's examples run as they stand, and its commands are the ones CI runs."""
+"""The README and the docs: examples run as they stand, commands are CI's, links lead somewhere."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-EXAMPLES = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+from jaxprop.verification import verify
+from tests.tolerances import tolerance
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+README = (ROOT / "README.md").read_text()
 
 
-def test_examples_run_in_order(capsys: pytest.CaptureFixture[str]) -> None:
-    namespace: dict = {}
-    for example in EXAMPLES:
-        exec(compile(example, "README.md", "exec"), namespace)
+def examples(text: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def run(text: str, name: str) -> dict:
+    """What the examples of a page define, run in order."""
+    namespace: dict = {"__name__": name}
+    for example in examples(text):
+        exec(compile(example, name, "exec"), namespace)
+    return namespace
+
+
+def test_the_readmes_examples_run_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+    run(README, "README.md")
     printed = capsys.readouterr().out
-    assert len(EXAMPLES) >= 2
+    assert len(examples(README)) >= 2
     assert "dx = g * tanh(x)" in printed
     assert "nan" in printed
     assert "g after f'" in printed
@@ -26,7 +40,15 @@ def test_commands_make_their_own_environment() -> None:
     assert all("pip install jaxprop" not in command for command in commands)
 
 
-def test_every_file_that_the_readme_links_to_exists() -> None:
-    links = re.findall(r"\]\(([^)#]+)\)", README)
-    root = Path(__file__).parent.parent
-    assert [link for link in links if not (root / link).exists()] == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_page_links_to_exists(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_rule_of_the_guide_is_one() -> None:
+    log_cosh = run((ROOT / "docs" / "adding-a-rule.md").read_text(), "guide")["log_cosh"]
+    ordinary = [case for case in log_cosh.cases() if not case.edge]
+    assert ordinary
+    for case in ordinary:
+        assert verify(log_cosh, case, tolerance("float64")) == []
