@@ -56,7 +56,7 @@ def on_auto_axes(
 def _mesh(primals: Sequence[TreeType]) -> AbstractMesh:
     """The mesh in use, or where none is set (jit of sharded arrays) that of the arguments."""
     mesh = jax.sharding.get_abstract_mesh()
-    others = [kind.sharding.mesh for primal in primals for kind in primal.leaves]
+    others = [kind.sharding.mesh.abstract_mesh for primal in primals for kind in primal.leaves]
     return next((other for other in [mesh, *others] if not other.empty), mesh)
 
 

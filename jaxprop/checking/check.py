@@ -89,7 +89,7 @@ def check(
         ValueError: where no argument is floating.
     """
     started = time.monotonic()
-    options = {
+    options: dict[str, Any] = {
         "reference": reference,
         "edges": tuple(edges),
         "shapes": tuple(shapes),
@@ -115,7 +115,7 @@ def _run_cases(
 ) -> tuple[list[Finding], list[str]]:
     """A rule at its own cases: per set of options the first in full, the others as shapes."""
     cases = list(f.cases()) if isinstance(f, Rule) else []
-    if not cases:
+    if not isinstance(f, Rule) or not cases:
         raise TypeError(
             f"check: {getattr(f, '__name__', f)!r} needs arguments to be checked at, got none. "
             "Call check(f, *args), or give the rule cases."

@@ -1,6 +1,7 @@
 """The contract with JAX: values, trees, shapes and dtypes."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from jaxprop.checking.hints import hint
 from jaxprop.checking.judging import MULTIPLE, brief, judge, raised, same
 from jaxprop.checking.plan import Plan, on_host
 from jaxprop.checking.point import Point
-from jaxprop.checking.probing import answer, filled, pull
+from jaxprop.checking.probing import answer, filled, pull, select
 from jaxprop.checking.report import Finding
 from jaxprop.checking.subject import PyTree, Subject, floats, in_dtype, is_float, labels
 
@@ -35,7 +36,7 @@ def _in_each_dtype(s: Subject, plan: Plan) -> dict[str, Callable[[], tuple]]:
     wide = plan.precision.run.name
     ways: dict[str, Callable[[], tuple]] = {"as given": lambda: s.args}
     for name in dict.fromkeys([wide, *(jnp.dtype(dtype).name for dtype in plan.dtypes)]):
-        ways[name] = lambda name=name: in_dtype(s.args, name)
+        ways[name] = partial(in_dtype, s.args, name)
     if len([arg for arg in s.args if floats(arg)]) > 1 and jnp.bfloat16 in plan.dtypes:
         first = next(i for i, arg in enumerate(s.args) if floats(arg))
         ways[f"{s.names[first]} bfloat16, the others float32"] = lambda: tuple(
@@ -81,19 +82,16 @@ def _same_value(
     except Exception as error:
         yield Finding(CHECK, transform, "FAIL", "the output", f"raises {brief(error)}")
         return
-    if jax.tree.structure(value) != jax.tree.structure(expected):
-        message = (
-            f"the output's tree is {jax.tree.structure(value)}, the reference's "
-            f"{jax.tree.structure(expected)}"
-        )
+    mine, theirs = (str(jax.tree.structure(tree)) for tree in (value, expected))
+    if mine != theirs:
+        message = f"the output's tree is {mine}, the reference's {theirs}"
         yield Finding(CHECK, transform, "FAIL", "the output", message)
         return
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(value)]
     leaves = zip(paths, jax.tree.leaves(value), jax.tree.leaves(expected), noise, strict=True)
-    for path, mine, theirs, rounding in leaves:
+    for path, x, y, rounding in leaves:
         name = f"the output{jax.tree_util.keystr(path)}"
-        mine, theirs = jnp.asarray(mine), jnp.asarray(theirs)
-        yield _same_leaf(transform, name, mine, theirs, rounding, tolerance)
+        yield _same_leaf(transform, name, jnp.asarray(x), jnp.asarray(y), rounding, tolerance)
 
 
 def _same_leaf(
@@ -140,7 +138,7 @@ def _types(
         y, vjp = jax.vjp(s.call, *args)
         cotangents = vjp(filled(y, [jnp.ones(x.shape, x.dtype) for x in floats(y)]))
     except Exception as error:
-        if not given and (plan.truth is None or raised(lambda: jax.eval_shape(plan.truth, *args))):
+        if not given and not _traces(plan.truth, args):
             yield Finding(CHECK, transform, "SKIP", message=f"f rejects it: {brief(error)}")
             return
         yield Finding(
@@ -149,11 +147,8 @@ def _types(
         )  # fmt: skip
         return
     yield from _output_dtypes(s, transform, args, primal, y)
-    leaves, structure = jax.tree.flatten(args)
-    paths = labels(s.names, args)
-    found = structure.flatten_up_to(cotangents)
-    got = [d for x, d in zip(leaves, found, strict=True) if is_float(x)]
-    for name, x, d in zip(paths, floats(args), got, strict=True):
+    triples = zip(labels(s.names, args), floats(args), select(args, cotangents), strict=True)
+    for name, x, d in triples:
         if (d.shape, d.dtype) == (x.shape, x.dtype):
             yield Finding(CHECK, transform, "PASS", name)
             continue
@@ -163,6 +158,10 @@ def _types(
             f"end with .astype({name}.dtype)" if d.shape == x.shape else "sum over broadcast axes"
         )
         yield Finding(CHECK, transform, "FAIL", name, message, hint=text)
+
+
+def _traces(truth: Callable[..., PyTree] | None, args: tuple[PyTree, ...]) -> bool:
+    return truth is not None and raised(lambda: jax.eval_shape(truth, *args)) is None
 
 
 def _named_in(error: Exception, s: Subject) -> str:

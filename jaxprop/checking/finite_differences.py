@@ -31,12 +31,11 @@ class Differences:
         leaves, structure = jax.tree.flatten(args)
         compiled = jax.jit(f)
 
-        def at(values: list[np.ndarray]) -> list[np.ndarray]:
-            parts = iter(values)
+        def at(here: list[np.ndarray]) -> list[np.ndarray]:
+            parts = iter(here)
             moved = [jnp.asarray(next(parts), x.dtype) if is_float(x) else x for x in leaves]
-            return [
-                np.asarray(y, np.float64) for y in floats(compiled(*structure.unflatten(moved)))
-            ]
+            values = compiled(*jax.tree.unflatten(structure, moved))
+            return [np.asarray(y, np.float64) for y in floats(values)]
 
         self.at = at
         self.leaves = [np.asarray(x, np.float64) for x in leaves if is_float(x)]

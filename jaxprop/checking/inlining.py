@@ -31,7 +31,7 @@ def without_custom_vjps(f: Callable[..., PyTree], jvps_too: bool = False) -> Cal
         names = {eqn.primitive.name for eqn in equations(closed.jaxpr)}
         inlined = frozenset({VJP} if VJP in names or not jvps_too else {JVP})
         flat = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), inlined)
-        return jax.tree.structure(shapes).unflatten(flat)
+        return jax.tree.unflatten(jax.tree.structure(shapes), flat)
 
     return plain
 

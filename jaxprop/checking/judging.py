@@ -1,6 +1,7 @@
 """From numbers to findings: one per leaf, with what the difference looks like."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -55,7 +56,7 @@ def judge(
     if outputs:
         triples = zip(outputs, got.values, point.expected.values, strict=True)
         for leaf, (name, mine, theirs) in enumerate(triples):
-            found = _found(mine, theirs, tolerance, floor, lambda i=leaf: rounding().values[i])
+            found = _found(mine, theirs, tolerance, floor, partial(_values, rounding, leaf))
             if isinstance(found, str):
                 yield Finding(check, transform, "FAIL", name, found)
             elif found is not None:
@@ -66,7 +67,7 @@ def judge(
     by_name = dict(zip(names, point.leaves, strict=True))
     triples = zip(names, got.cotangents, point.expected.cotangents, strict=True)
     for leaf, (name, mine, theirs) in enumerate(triples):
-        found = _found(mine, theirs, tolerance, floor, lambda i=leaf: rounding().cotangents[i])
+        found = _found(mine, theirs, tolerance, floor, partial(_cotangents, rounding, leaf))
         if isinstance(found, str):
             yield Finding(check, transform, "FAIL", name, found)
             continue
@@ -83,6 +84,14 @@ def judge(
             check, transform, verdict, name, message, hint=text if verdict == "FAIL" else "",
             repro=repro, **found.fields(np.float64),
         )  # fmt: skip
+
+
+def _values(rounding: Callable[[], Answer], leaf: int) -> np.ndarray:
+    return rounding().values[leaf]
+
+
+def _cotangents(rounding: Callable[[], Answer], leaf: int) -> np.ndarray:
+    return rounding().cotangents[leaf]
 
 
 def _found(
@@ -138,7 +147,9 @@ def same(
         if not noise and again is not None:
             noise.append(again())
         theirs = comparison.as_float64(expected[leaf])
-        return np.abs(comparison.as_float64(noise[0][leaf]) - theirs) if noise else 0 * theirs
+        if not noise:
+            return 0 * theirs
+        return np.nan_to_num(MULTIPLE * np.abs(comparison.as_float64(noise[0][leaf]) - theirs))
 
     by_name = dict(zip(names, map(comparison.as_float64, floats(s.args)), strict=True))
     for leaf, name in enumerate(names):
@@ -147,7 +158,7 @@ def same(
             comparison.as_float64(expected[leaf]),
             tolerance,
             floor,
-            lambda leaf=leaf: np.nan_to_num(MULTIPLE * rounding(leaf)),
+            partial(rounding, leaf),
         )
         if found is None:
             yield Finding(check, transform, "PASS", name)

@@ -169,7 +169,7 @@ def _on_mesh(
     s: Subject, plan: Plan, kind: AxisType, transform: str, tolerance: float
 ) -> Iterator[Finding]:
     """A jitted gradient, the batch sharded; the answer is the unsharded one."""
-    mesh = _mesh(kind)
+    mesh, truth = _mesh(kind), plan.truth
     g = plan.random_g(s, s.args)
     expected = pull(s.call, s.args, g)
 
@@ -182,7 +182,7 @@ def _on_mesh(
         got = run(s.call)
     except Exception as error:
         known = kind is AxisType.Explicit
-        if plan.truth is None or raised(lambda: run(plan.truth)):
+        if truth is None or raised(lambda: run(truth)):
             message = "the reference does not run there"
             yield Finding(CHECK, transform, "SKIP", message=message)
         else:

@@ -236,4 +236,4 @@ def _traced(run: Callable[..., Answer], args: tuple, g: Cotangent) -> Answer:
     """The traced program, run one operation at a time."""
     closed, shapes = jax.make_jaxpr(run, return_shape=True)(args, g)
     flat = core.jaxpr_as_fun(closed)(*jax.tree.leaves((args, g)))
-    return jax.tree.structure(shapes).unflatten(flat)
+    return jax.tree.unflatten(jax.tree.structure(shapes), flat)

@@ -106,7 +106,7 @@ class Point:
             leaves, structure = jax.tree.flatten(wide)
             position = [i for i, x in enumerate(leaves) if is_float(x)][leaf]
             leaves[position] = jnp.asarray(self.leaves[leaf] + move)
-            return Point(self.s, self.plan, structure.unflatten(leaves), self.g)
+            return Point(self.s, self.plan, jax.tree.unflatten(structure, leaves), self.g)
 
     def _hull(self, leaf: int, h: float) -> tuple[np.ndarray, np.ndarray]:
         if self.plan.truth is None:

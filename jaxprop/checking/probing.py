@@ -35,8 +35,13 @@ def pull(f: Callable[..., PyTree], args: tuple[PyTree, ...], g: Cotangent) -> li
 def select(args: tuple[PyTree, ...], cotangents: PyTree) -> list[jax.Array]:
     """The cotangents that belong to floating leaves; JAX gives float0 for the others."""
     leaves, structure = jax.tree.flatten(args)
-    found = structure.flatten_up_to(cotangents)
+    found = _up_to(structure, cotangents)
     return [d for leaf, d in zip(leaves, found, strict=True) if is_float(leaf)]
+
+
+def _up_to(structure: Any, tree: PyTree) -> list[Any]:
+    """What stands in `tree` where the structure has leaves."""
+    return structure.flatten_up_to(tree)
 
 
 def filled(y: PyTree, g: Cotangent) -> PyTree:

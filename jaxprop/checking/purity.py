@@ -110,7 +110,7 @@ def _compilations(call: Callable[[], object]) -> int:
     """How many programs are compiled when it runs a second time."""
     found: list[str] = []
 
-    def count(event: str, _seconds: float, **_details: str | int) -> None:
+    def count(event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event.endswith("backend_compile_duration"):
             found.append(event)
 

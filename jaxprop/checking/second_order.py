@@ -117,7 +117,7 @@ def _forward(f: Callable[..., PyTree], args: tuple, g: Cotangent, v: list) -> tu
 
     def at(*moving: jax.Array) -> list[jax.Array]:
         parts = iter(moving)
-        whole = structure.unflatten([next(parts) if is_float(x) else x for x in leaves])
+        whole = jax.tree.unflatten(structure, [next(parts) if is_float(x) else x for x in leaves])
         return pull(f, whole, g)
 
     return jax.jvp(at, tuple(floats(args)), tuple(v))[1], []

@@ -65,10 +65,12 @@ def _reference(
     given: Callable[..., PyTree] | None,
 ) -> Callable[..., PyTree]:
     """The one given, a rule's own, or f with its custom derivatives taken out."""
-    if given is not None or isinstance(f, Rule):
-        return _closing_over(given or f.reference, args, static)
+    if given is not None:
+        return _closing_over(given, args, static)
+    if isinstance(f, Rule):
+        return _closing_over(f.reference, args, static)
     if isinstance(f, (jax.custom_vjp, jax.custom_jvp)):
-        return without_custom_vjps(_closing_over(f.__wrapped__, args, static))
+        return without_custom_vjps(_closing_over(vars(f)["__wrapped__"], args, static))
     return without_custom_vjps(call, jvps_too=True)
 
 

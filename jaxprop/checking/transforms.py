@@ -7,6 +7,7 @@ by itself and wrong under a transformation is found by that transformation's nam
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -48,8 +49,8 @@ def transforms(s: Subject, plan: Plan) -> Iterator[Finding]:
             yield from _attempt(
                 s,
                 transform,
-                lambda run=run: run(s.call, s.args, g),
-                lambda forward=forward: forward(s.call)(*s.args),
+                partial(run, s.call, s.args, g),
+                partial(forward(s.call), *s.args),
                 lambda: expected,
                 lambda: pull(s.call, moved, g),
                 tolerance,
@@ -137,14 +138,12 @@ def _batched(s: Subject, plan: Plan, tolerance: float) -> Iterator[Finding]:
             yield from _attempt(
                 s,
                 transform + where,
-                lambda run=run, a=examples, m=mapped: run(s, a, gs, m),
-                lambda forward=forward, a=examples, m=mapped: forward(s, m)(*_batch(a, m)),
-                lambda each=each, m=mapped, sums=sums: _one_by_one(s, each, m, sums),
-                lambda moved=moved, m=mapped, sums=sums: _one_by_one(
-                    s, [pull(s.call, a, g) for a, g in zip(moved, gs, strict=True)], m, sums
-                ),
+                partial(run, s, examples, gs, mapped),
+                partial(forward(s, mapped), *_batch(examples, mapped)),
+                partial(_one_by_one, s, each, mapped, sums),
+                partial(_pulled_one_by_one, s, moved, gs, mapped, sums),
                 tolerance,
-                certain and (lambda run=run, a=examples, m=mapped: run(certain, a, gs, m)),
+                None if certain is None else partial(run, certain, examples, gs, mapped),
             )
 
 
@@ -180,6 +179,13 @@ def _one_by_one(s: Subject, each: list, mapped: list[int], sums: bool) -> list[j
         d if owner in mapped or not sums else jnp.sum(d, axis=0)
         for owner, d in zip(owners, stacked, strict=True)
     ]
+
+
+def _pulled_one_by_one(
+    s: Subject, examples: list, gs: list, mapped: list[int], sums: bool
+) -> list[jax.Array]:
+    each = [pull(s.call, args, g) for args, g in zip(examples, gs, strict=True)]
+    return _one_by_one(s, each, mapped, sums)
 
 
 def _batch(examples: list, mapped: list[int]) -> tuple:
