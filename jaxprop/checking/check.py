@@ -30,21 +30,21 @@ from jaxprop.rule import Case, Rule
 
 Check = Callable[[Subject, Plan], Iterator[Finding]]
 
-CHECKS: tuple[Check, ...] = (
-    contract,
-    calling,
-    algebra,
-    differences,
-    linearity,
-    numerics,
-    check_edges,
-    check_shapes,
-    transforms,
-    meshes,
-    purity,
-    second_order,
-    residuals,
-)
+# By the names that the report files findings under, but that those of "meshes" are under
+# "transforms", and finite differences, which come with "algebra", under their own.
+CHECKS: dict[str, tuple[Check, ...]] = {
+    "contract": (contract, calling),
+    "algebra": (algebra, differences),
+    "linearity": (linearity,),
+    "numerics": (numerics,),
+    "edges": (check_edges,),
+    "shapes": (check_shapes,),
+    "transforms": (transforms,),
+    "meshes": (meshes,),
+    "purity": (purity,),
+    "second order": (second_order,),
+    "residuals": (residuals,),
+}
 DTYPES = ("float32", "bfloat16", "float16")
 # After so many seconds a terminal is told what is going on.
 PATIENCE = 2.0
@@ -62,6 +62,7 @@ def check(
     order: int = 2,
     budget: float | None = None,
     seed: int = 0,
+    checks: Sequence[str] | None = None,
 ) -> Report:
     """Check a function with a hand-written VJP; every check runs, and all is reported.
 
@@ -80,13 +81,15 @@ def check(
         order: 2 to check second order too, 1 where that is not supported.
         budget: bytes saved per element of the output, beyond arguments and output.
         seed: of every random number.
+        checks: the names of the checks to run, as in the report, where not all are wanted;
+            "transforms" leaves out what needs several devices, which is "meshes".
 
     Returns:
         A Report: `verdict`, `findings`, `str(report)`, `raise_if_failed()`.
 
     Raises:
         TypeError: where f is not callable, or needs args and none were given.
-        ValueError: where no argument is floating.
+        ValueError: where no argument is floating, or there is no check of some name.
     """
     started = time.monotonic()
     options: dict[str, Any] = {
@@ -99,6 +102,7 @@ def check(
         "order": order,
         "budget": budget if budget is not None else getattr(f, "budget", None),
         "seed": seed,
+        "checks": _chosen(checks),
     }
     if not callable(f):
         raise TypeError(f"check: f must be callable, got {type(f).__name__}. Give a function.")
@@ -108,6 +112,16 @@ def check(
         outcomes, notes = _run_cases(f, started, options)
     name = getattr(f, "__name__", type(f).__name__)
     return Report(name, seed, tuple(outcomes), tuple(notes), time.monotonic() - started)
+
+
+def _chosen(names: Sequence[str] | None) -> list[tuple[str, Check]]:
+    """The checks of these names, in the order in which they run."""
+    if unknown := [name for name in names or () if name not in CHECKS]:
+        raise ValueError(
+            f"check: checks must be among {', '.join(CHECKS)}; got {unknown[0]!r}. Leave it out."
+        )
+    chosen = CHECKS if names is None else names
+    return [(name, run) for name, runs in CHECKS.items() if name in chosen for run in runs]
 
 
 def _run_cases(
@@ -156,6 +170,7 @@ def _run(
     edges: tuple[tuple, ...],
     shapes: tuple[tuple, ...],
     surrogate: bool | Callable[..., PyTree],
+    checks: Iterable[tuple[str, Check]],
     **options: Any,
 ) -> tuple[list[Finding], list[str]]:
     s = subject(f, args, reference)
@@ -179,21 +194,20 @@ def _run(
         **options,
     )
     outcomes = []
-    for run in CHECKS:
+    for name, run in checks:
         _say(s, run, started)
-        outcomes += _collected(run, s, plan)
+        outcomes += _collected(name, run, s, plan)
     return in_context(outcomes), _notes(s, plan, outcomes)
 
 
-def _collected(run: Check, s: Subject, plan: Plan) -> list[Finding]:
+def _collected(name: str, run: Check, s: Subject, plan: Plan) -> list[Finding]:
     """What one check finds; an error that it did not expect is a finding too, not the end."""
     found: list[Finding] = []
     try:
         for finding in run(s, plan):
             found.append(finding)
     except Exception as error:
-        where = run.__name__.replace("_", " ")
-        found.append(Finding(where, "", "FAIL", message=f"stopped by {brief(error)}"))
+        found.append(Finding(name, "", "FAIL", message=f"stopped by {brief(error)}"))
     return found
 
 
