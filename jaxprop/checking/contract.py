@@ -135,8 +135,7 @@ def _types(
         yield Finding(CHECK, transform, verdict, message=message)
         return
     try:
-        y, vjp = jax.vjp(s.call, *args)
-        cotangents = vjp(filled(y, [jnp.ones(x.shape, x.dtype) for x in floats(y)]))
+        y, cotangents = _gradient_types(s, args, given)
     except Exception as error:
         if not given and not _traces(plan.truth, args):
             yield Finding(CHECK, transform, "SKIP", message=f"f rejects it: {brief(error)}")
@@ -147,7 +146,7 @@ def _types(
         )  # fmt: skip
         return
     yield from _output_dtypes(s, transform, args, primal, y)
-    triples = zip(labels(s.names, args), floats(args), select(args, cotangents), strict=True)
+    triples = zip(labels(s.names, args), floats(args), cotangents, strict=True)
     for name, x, d in triples:
         if (d.shape, d.dtype) == (x.shape, x.dtype):
             yield Finding(CHECK, transform, "PASS", name)
@@ -158,6 +157,20 @@ def _types(
             f"end with .astype({name}.dtype)" if d.shape == x.shape else "sum over broadcast axes"
         )
         yield Finding(CHECK, transform, "FAIL", name, message, hint=text)
+
+
+def _gradient_types(
+    s: Subject, args: tuple[PyTree, ...], given: bool
+) -> tuple[PyTree, list[jax.Array]]:
+    """The forward's output and the cotangents; at the arguments given as arrays, else traced."""
+
+    def run(*args: PyTree) -> tuple[PyTree, list[jax.Array]]:
+        y, vjp = jax.vjp(s.call, *args)
+        return y, select(args, vjp(filled(y, [jnp.ones(x.shape, x.dtype) for x in floats(y)])))
+
+    if given or raised(lambda: jax.eval_shape(run, *args)):
+        return run(*args)
+    return jax.eval_shape(run, *args)
 
 
 def _traces(truth: Callable[..., PyTree] | None, args: tuple[PyTree, ...]) -> bool:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprop.checking.compiling import quickly
 from jaxprop.checking.subject import PyTree, floats, is_float
 
 # Steps, relative to the leaf's largest value; the one whose two estimates agree best is taken.
@@ -29,7 +30,7 @@ class Differences:
 
     def __init__(self, f: Callable[..., PyTree], args: tuple[PyTree, ...], seed: int) -> None:
         leaves, structure = jax.tree.flatten(args)
-        compiled = jax.jit(f)
+        compiled = quickly(f)
 
         def at(here: list[np.ndarray]) -> list[np.ndarray]:
             parts = iter(here)

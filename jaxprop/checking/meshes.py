@@ -9,6 +9,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxprop.checking.compiling import quickly
 from jaxprop.checking.judging import NOISE, brief, raised, same, size_of
 from jaxprop.checking.plan import Plan
 from jaxprop.checking.probing import pull, select
@@ -139,7 +140,7 @@ def _inside(
     mapped = jax.shard_map(
         local, mesh=_mesh(AxisType.Auto), in_specs=specs, out_specs=out, check_vma=check
     )
-    return jax.jit(mapped)(*args)
+    return quickly(mapped)(*args)
 
 
 def _apart(d: jax.Array) -> jax.Array:
@@ -162,7 +163,7 @@ def _outside(
     mapped = jax.shard_map(
         local, mesh=_mesh(AxisType.Auto), in_specs=specs, out_specs=P(), check_vma=check
     )
-    return jax.jit(lambda args: pull(mapped, args, [jnp.ones(())]))(args)
+    return quickly(lambda args: pull(mapped, args, [jnp.ones(())]))(args)
 
 
 def _on_mesh(
@@ -176,7 +177,7 @@ def _on_mesh(
     def run(f: Callable[..., PyTree]) -> list[jax.Array]:
         with jax.set_mesh(mesh):
             args, spread = _put(mesh, s.args, s.args), _put(mesh, g, s.args)
-            return jax.jit(lambda args, g: pull(f, args, g))(args, spread)
+            return quickly(lambda args, g: pull(f, args, g))(args, spread)
 
     try:
         got = run(s.call)

@@ -129,7 +129,7 @@ def _taken(s: Subject, plan: Plan, dtype: Any, draws: int) -> _Draws:
         y = floats(jax.eval_shape(s.call, *args))
         gs = [normal(plan.seed + draw, y) for draw in range(draws)]
         try:
-            got = [_both(plan.run(s.call, args, g)) for g in gs]
+            got = [_both(plan.run(s.call, args, g, as_users_do=True)) for g in gs]
         except Exception as error:
             fails = truth is not None and raised(lambda: plan.run(truth, args, gs[0])) is None
             raise _Rejected("FAIL" if fails else "SKIP", f"raises {brief(error)}") from None
@@ -146,7 +146,7 @@ def _automatic(
 ) -> list[list[np.ndarray]]:
     y = floats(jax.eval_shape(truth, *args))
     cast = [[x.astype(leaf.dtype) for x, leaf in zip(g, y, strict=True)] for g in gs]
-    return [_both(plan.run(truth, args, g)) for g in cast]
+    return [_both(plan.run(truth, args, g, as_users_do=True)) for g in cast]
 
 
 def _both(found: Answer) -> list[np.ndarray]:

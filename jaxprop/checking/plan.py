@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprop.checking.comparison import as_float64
+from jaxprop.checking.compiling import quickly
 from jaxprop.checking.finite_differences import Differences, Estimate
 from jaxprop.checking.inlining import equations
 from jaxprop.checking.probing import Answer, Cotangent, answer, normal
@@ -57,7 +58,7 @@ class Plan:
     truth: Callable[..., PyTree] | None
     precision: Precision
     truth_precision: Precision
-    compiled: dict[Callable, Callable] = field(default_factory=dict)
+    compiled: dict[tuple[Callable, bool], Callable] = field(default_factory=dict)
     differences: dict[Any, Differences] = field(default_factory=dict)
 
     @property
@@ -79,11 +80,22 @@ class Plan:
         """Whether f is a surrogate and nobody says of what: there is no gradient to hold it to."""
         return self.surrogate and self.truth is None
 
-    def run(self, f: Callable[..., PyTree], args: tuple[PyTree, ...], g: Cotangent) -> Answer:
-        """`answer`, compiled once per function, shape and dtype; in float64, on the host."""
-        if f not in self.compiled:
-            self.compiled[f] = jax.jit(lambda args, g: answer(f, args, g))
-        return on_host(self.compiled[f](args, g))
+    def run(
+        self,
+        f: Callable[..., PyTree],
+        args: tuple[PyTree, ...],
+        g: Cotangent,
+        as_users_do: bool = False,
+    ) -> Answer:
+        """`answer`, compiled once per function, shape and dtype; in float64, on the host.
+
+        Quickly compiled, unless it is to be compiled as users have it.
+        """
+        key = (f, as_users_do)
+        if key not in self.compiled:
+            compile = jax.jit if as_users_do else quickly
+            self.compiled[key] = compile(lambda args, g: answer(f, args, g))
+        return on_host(self.compiled[key](args, g))
 
     def widened(self, args: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
         """The arguments as f takes them where its algebra is judged; inside enable_x64."""

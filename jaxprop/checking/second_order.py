@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprop.checking.compiling import in_one_program
 from jaxprop.checking.judging import brief, same
 from jaxprop.checking.plan import Plan
 from jaxprop.checking.probing import Cotangent, normal, pull
@@ -42,7 +43,7 @@ def second_order(s: Subject, plan: Plan) -> Iterator[Finding]:
                 yield Finding(CHECK, way, "SKIP", message=message)
                 continue
             try:
-                got = run(s.call, wide, g, v)
+                got = in_one_program(partial(run, s.call), wide, g, v)
             except Exception as error:
                 message = f"not supported: raises {brief(error)}"
                 yield Finding(CHECK, way, "WARN", message=message)
@@ -59,7 +60,7 @@ def _oracle(
     args = jax.tree.map(lambda x: x * factor if is_float(x) else x, in_dtype(args, dtype))
     y = floats(jax.eval_shape(plan.truth, *args))
     cast = [x.astype(leaf.dtype) for x, leaf in zip(g, y, strict=True)]
-    return run(plan.truth, args, cast, [x.astype(dtype) for x in v])
+    return in_one_program(partial(run, plan.truth), args, cast, [x.astype(dtype) for x in v])
 
 
 def _why_not(plan: Plan) -> str:

@@ -152,7 +152,7 @@ def _compare(s: Subject, plan: Plan, transform: str, given: bool = False) -> Ite
         return
     with jax.enable_x64(True):
         args = plan.widened(s.args)
-        if problem := raised(lambda: s.call(*args)):
+        if problem := _refusal(s, args):
             verdict = "FAIL" if given else "SKIP"
             message = f"f does not take it: {brief(problem)}"
             yield Finding(CHECK, transform, verdict, message=message)
@@ -170,6 +170,13 @@ def _compare(s: Subject, plan: Plan, transform: str, given: bool = False) -> Ite
             return
     found = judge(point, CHECK, transform, got)
     yield from map(_of_another_rank, found) if transform == EXTRA else found
+
+
+def _refusal(s: Subject, args: tuple[PyTree, ...]) -> Exception | None:
+    """What f raises at these arguments; traced, which compiles nothing, where it can be."""
+    if raised(lambda: jax.eval_shape(s.call, *args)) is None:
+        return None
+    return raised(lambda: s.call(*args))
 
 
 def _severity(error: Exception, s: Subject, transform: str, given: bool) -> str:

@@ -133,8 +133,14 @@ def is_float(leaf: jax.Array) -> bool:
 
 
 def in_dtype(tree: PyTree, dtype: Any) -> PyTree:
-    """The floating leaves of a tree in another dtype."""
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if is_float(leaf) else leaf, tree)
+    """The floating leaves of a tree in another dtype; cast on the host, where nothing compiles."""
+
+    def cast(leaf: jax.Array) -> jax.Array:
+        if not is_float(leaf) or leaf.dtype == dtype:
+            return leaf
+        return jnp.asarray(np.asarray(leaf).astype(dtype))
+
+    return jax.tree.map(cast, tree)
 
 
 def floats(tree: PyTree) -> list[jax.Array]:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export, lax
 
+from jaxprop.checking.compiling import in_one_program
 from jaxprop.checking.domains import is_fixed
 from jaxprop.checking.judging import brief, raised, same
 from jaxprop.checking.plan import Plan
@@ -107,9 +108,15 @@ def _whole() -> dict[str, tuple[Callable[..., Sequence[Any]], Callable]]:
     return {
         "jit": (lambda f, args, g: jax.jit(lambda args, g: pull(f, args, g))(args, g), jax.jit),
         "grad of jit": (lambda f, args, g: pull(jax.jit(f), args, g), jax.jit),
-        "checkpoint": (lambda f, args, g: pull(jax.checkpoint(f), args, g), jax.checkpoint),
+        "checkpoint": (_checkpointed, jax.checkpoint),
         "donated arguments": (_donated, jax.jit),
     }
+
+
+def _checkpointed(
+    f: Callable[..., PyTree], args: tuple[PyTree, ...], g: Cotangent
+) -> list[jax.Array]:
+    return in_one_program(partial(pull, jax.checkpoint(f)), args, g)
 
 
 def _donated(f: Callable[..., PyTree], args: tuple[PyTree, ...], g: Cotangent) -> list[jax.Array]:
@@ -202,11 +209,11 @@ def _axes(count: int, mapped: list[int]) -> tuple:
 def _vmap_of_vjp(s: Subject, examples: list, gs: list, mapped: list[int]) -> list[jax.Array]:
     axes = _axes(len(s.args), mapped)
     run = jax.vmap(lambda g, *args: pull(s.call, args, g), in_axes=(0, *axes))
-    return run(_stack(gs), *_batch(examples, mapped))
+    return in_one_program(run, _stack(gs), *_batch(examples, mapped))
 
 
 def _vjp_of_vmap(s: Subject, examples: list, gs: list, mapped: list[int]) -> list[jax.Array]:
-    return pull(_mapped(s, mapped), _batch(examples, mapped), _stack(gs))
+    return in_one_program(partial(pull, _mapped(s, mapped)), _batch(examples, mapped), _stack(gs))
 
 
 def _mapped(s: Subject, mapped: list[int]) -> Callable[..., PyTree]:
@@ -221,11 +228,11 @@ def _scanned(s: Subject, mapped: list[int]) -> Callable[..., PyTree]:
 
         return lax.scan(body, None, tuple(args[i] for i in mapped), length=BATCH)[1]
 
-    return jax.jit(f)
+    return f
 
 
 def _scan(s: Subject, examples: list, gs: list, mapped: list[int]) -> list[jax.Array]:
-    return pull(_scanned(s, mapped), _batch(examples, mapped), _stack(gs))
+    return in_one_program(partial(pull, _scanned(s, mapped)), _batch(examples, mapped), _stack(gs))
 
 
 _WAYS: dict[str, tuple[Callable[..., list], Callable[..., Callable], bool]] = {

@@ -1,0 +1,239 @@
+"""The conformance table: one row for each rule or function that was checked."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+from jaxprop.checking.check import DTYPES, check
+from jaxprop.checking.report import Finding, Report
+from jaxprop.checking.residuals import kept
+from jaxprop.checking.subject import subject
+from jaxprop.checking.targets import Target
+from jaxprop.rule import Rule
+
+Level = Literal["quick", "full"]
+# What `quick` runs at the first case of each setting of a rule's options; the algebra at the rest.
+QUICK = ("contract", "algebra", "linearity", "numerics", "transforms")
+ALGEBRA = ("algebra",)
+DTYPES_OF: Mapping[Level, tuple[str, ...]] = {"quick": ("float32",), "full": DTYPES}
+
+
+class Ulps(NamedTuple):
+    """The worst error over cases, outputs and arguments, in ulps of the leaf's largest value."""
+
+    custom: float
+    automatic: float | None
+
+
+class Transforms(NamedTuple):
+    """How many transformations passed, of how many that could run, and how many could not."""
+
+    passed: int
+    run: int
+    skipped: int
+
+
+class Residuals(NamedTuple):
+    """Bytes that the forward saves at the first case, beyond arguments and output."""
+
+    custom: int
+    automatic: int | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was found of one rule or function."""
+
+    name: str
+    cases: int
+    report: Report
+    residuals: Residuals | None
+
+    def ulps(self, dtype: str) -> Ulps | None:
+        """The worst error in a dtype; None where nothing was measured in it."""
+        check = "algebra" if dtype == "float64" else "numerics"
+        found = [
+            outcome
+            for outcome in self.report.outcomes
+            if outcome.check == check
+            and outcome.ulps is not None
+            and (dtype == "float64" or dtype in outcome.transform.split(", "))
+        ]
+        if not found:
+            return None
+        automatic = [o.automatic_ulps for o in found if o.automatic_ulps is not None]
+        return Ulps(max(o.ulps or 0.0 for o in found), max(automatic, default=None))
+
+    @property
+    def transforms(self) -> Transforms:
+        verdicts: dict[str, set[str]] = {}
+        for outcome in self.report.outcomes:
+            if outcome.check == "transforms":
+                verdicts.setdefault(outcome.transform, set()).add(outcome.verdict)
+        run = [found for found in verdicts.values() if found != {"SKIP"}]
+        passed = sum(found <= {"PASS", "SKIP"} for found in run)
+        return Transforms(passed, len(run), len(verdicts) - len(run))
+
+    def as_dict(self, dtypes: Sequence[str]) -> dict[str, Any]:
+        """The row for machines, the whole report included: JSON's types only."""
+        ulps = {dtype: self.ulps(dtype) for dtype in ("float64", *dtypes)}
+        return _json(
+            {
+                "name": self.name,
+                "verdict": self.report.verdict,
+                "cases": self.cases,
+                "ulps": {dtype: found and found._asdict() for dtype, found in ulps.items()},
+                "transforms": self.transforms._asdict(),
+                "residual_bytes": self.residuals and self.residuals._asdict(),
+                "seconds": self.report.seconds,
+                "report": self.report.as_dict(),
+            }
+        )
+
+
+def conform(target: Target, level: Level, dtypes: Sequence[str], seed: int) -> Row:
+    """Check one target.
+
+    Args:
+        target: what, and where.
+        level: "full" is everything that `jaxprop.check` does at the arguments or cases; "quick"
+            is contract, algebra, linearity, numerics and the transformations on one device at
+            the first of them (for a rule: at the first for each setting of its options), and
+            the algebra alone at the others.
+        dtypes: in which the numerics are judged.
+        seed: of every random number.
+    """
+    places = list(_places(target))
+    try:
+        report = _LEVELS[level](target, places, {"dtypes": dtypes, "seed": seed})
+    except (TypeError, ValueError) as error:
+        report = Report("", seed, (Finding("contract", "", "FAIL", message=str(error)),))
+    cases = len(target.arguments or target.f.cases())
+    return Row(target.name, cases, replace(report, name=target.name), _residuals(places[0]))
+
+
+class _Place(NamedTuple):
+    """One set of arguments: its name, the function with the options fixed, and they."""
+
+    name: str
+    f: Callable[..., Any]
+    args: tuple
+    first: bool  # of those with these options
+
+
+def _places(target: Target) -> Iterator[_Place]:
+    """Where a target is checked, edges left out."""
+    if target.arguments:
+        for number, args in enumerate(target.arguments):
+            yield _Place(f"arguments {number}", target.f, args, first=number == 0)
+        return
+    assert isinstance(target.f, Rule)
+    cases = target.f.cases()
+    bound: dict[str, Rule] = {}
+    for case in [case for case in cases if not case.edge] or cases[:1]:
+        options = repr(sorted(case.options.items()))
+        first = options not in bound
+        if first:
+            bound[options] = target.f.bind(**case.options) if case.options else target.f
+        yield _Place(f"case {case.name!r}", bound[options], case.args, first)
+
+
+def _full(target: Target, places: Sequence[_Place], options: dict[str, Any]) -> Report:
+    if not target.arguments:
+        return check(target.f, **options)
+    first, *others = target.arguments
+    return check(target.f, *first, shapes=others, **options)
+
+
+def _quick(target: Target, places: Sequence[_Place], options: dict[str, Any]) -> Report:
+    reports = []
+    for place in places:
+        checks = QUICK if place.first else ALGEBRA
+        found = check(place.f, *place.args, checks=checks, **options)
+        outcomes = tuple(_at(place, outcome) for outcome in found.outcomes)
+        reports.append(replace(found, outcomes=outcomes))
+    return Report(
+        target.name,
+        options["seed"],
+        tuple(outcome for report in reports for outcome in report.outcomes),
+        tuple(dict.fromkeys(note for report in reports for note in report.notes)),
+        sum(report.seconds for report in reports),
+    )
+
+
+def _at(place: _Place, outcome: Finding) -> Finding:
+    return replace(outcome, transform=f"{outcome.transform}, {place.name}".removeprefix(", "))
+
+
+_LEVELS: Mapping[Level, Callable[..., Report]] = {"quick": _quick, "full": _full}
+
+
+def _residuals(place: _Place) -> Residuals | None:
+    """Bytes saved by f, and by automatic differentiation where there is a reference to take."""
+    try:
+        s = subject(place.f, place.args, None)
+        custom = kept(s.call, s.args).bytes
+    except Exception:
+        return None  # the contract's findings say what is wrong
+    try:
+        return Residuals(custom, kept(s.reference, s.args).bytes)
+    except Exception:
+        return Residuals(custom, None)
+
+
+def columns(dtypes: Sequence[str]) -> tuple[str, ...]:
+    """The headings of the table."""
+    return ("rule", "cases", *("float64", *dtypes), "transforms", "bytes", "seconds", "verdict")
+
+
+def cells(row: Row, dtypes: Sequence[str]) -> tuple[str, ...]:
+    """A row of the table as text."""
+    passed, run, skipped = row.transforms
+    ulps = [_pair(row.ulps(dtype)) for dtype in ("float64", *dtypes)]
+    return (
+        row.name,
+        str(row.cases),
+        *ulps,
+        f"{passed}/{run}" + (f", {skipped} skipped" if skipped else "") if run else "-",
+        _pair(row.residuals),
+        f"{row.report.seconds:.1f}",
+        row.report.verdict,
+    )
+
+
+def _pair(found: Ulps | Residuals | None) -> str:
+    """A hand-written rule's number, automatic differentiation's in brackets."""
+    if found is None:
+        return "-"
+    automatic = "" if found.automatic is None else f" ({found.automatic:.3g})"
+    return f"{found.custom:.3g}{automatic}"
+
+
+def line(cells: Sequence[str], name_width: int) -> str:
+    """Cells side by side; the rules' names need most room."""
+    first, *others = cells
+    widths = [7, *(16 for _ in others[1:-4]), 18, 16, 9, 0]
+    pairs = zip(others, widths, strict=True)
+    return (first.ljust(name_width + 2) + "".join(c.ljust(w) for c, w in pairs)).rstrip()
+
+
+def markdown(rows: Sequence[Row], dtypes: Sequence[str], command: str, machine: str) -> str:
+    """The table as a page: the command, the machine, the rows, and what did not pass."""
+    heads = columns(dtypes)
+    table = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    table += ["| " + " | ".join(cells(row, dtypes)) + " |" for row in rows]
+    failed = [str(row.report) for row in rows if row.report.verdict != "PASS"]
+    findings = ["", "```text", "\n\n".join(failed), "```"] if failed else []
+    return "\n".join([f"Made by `{command}`.", "", f"{machine}.", "", *table, *findings]) + "\n"
+
+
+def _json(value: Any) -> Any:
+    """The same with words for what JSON has no number for."""
+    if isinstance(value, Mapping):
+        return {key: _json(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
