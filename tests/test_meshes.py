@@ -156,6 +156,18 @@ def test_a_shared_parameter_gets_the_sum_over_devices_where_jax_tracks_what_vari
     assert_near(own, jnp.stack([dw(row[None], w) for row in x]), reduced=8)
 
 
+@pytest.mark.usefixtures("x64")
+def test_a_constant_cotangent_counts_once_for_each_device() -> None:
+    """Run by hand: a g that says nothing of devices is each device's own, and db their sum."""
+
+    @partial(jax.shard_map, mesh=one_axis(), in_specs=(P("data"), P(), P()), out_specs=P())
+    def db(x, w, b):
+        y, saved = jaxprop.linear.forward(x, w, b)
+        return jaxprop.linear.backward(saved, jnp.ones(y.shape))[2]
+
+    assert_near(jax.jit(db)(jnp.ones((8, 3)), jnp.ones((3, 2)), jnp.ones(2)), jnp.full(2, 8.0))
+
+
 @CHECKS
 @pytest.mark.usefixtures("x64")
 def test_what_no_device_has_of_its_own_is_not_summed(check_vma: bool) -> None:
