@@ -8,11 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprop.checking.algebra import algebra, differences, linearity
 from jaxprop.checking.calling import calling
 from jaxprop.checking.context import in_context
-from jaxprop.checking.contract import contract
+from jaxprop.checking.contract import IMPLICIT, contract
 from jaxprop.checking.edges import edges as check_edges
 from jaxprop.checking.judging import OTHER_SUBGRADIENT, brief
 from jaxprop.checking.meshes import meshes
@@ -136,7 +137,7 @@ def _run_cases(
         )
     outcomes: list[Finding] = []
     notes: list[str] = []
-    for bound, group in _by_options(cases):
+    for bound, group in by_options(cases):
         rule = f.bind(**bound) if bound else f
         plain = [case.args for case in group if not case.edge] or [group[0].args]
         found, said = _run(
@@ -155,7 +156,8 @@ def _run_cases(
     return outcomes, notes
 
 
-def _by_options(cases: list[Case]) -> list[tuple[dict[str, Any], list[Case]]]:
+def by_options(cases: Iterable[Case]) -> list[tuple[dict[str, Any], list[Case]]]:
+    """The cases of each setting of the options."""
     groups: dict[tuple, list[Case]] = {}
     for case in cases:
         groups.setdefault(tuple(sorted(case.options.items(), key=str)), []).append(case)
@@ -194,9 +196,10 @@ def _run(
         **options,
     )
     outcomes = []
-    for name, run in checks:
-        _say(s, run, started)
-        outcomes += _collected(name, run, s, plan)
+    with np.errstate(all="ignore"):  # what is not finite is looked at, not computed with
+        for name, run in checks:
+            _say(s, run, started)
+            outcomes += _collected(name, run, s, plan)
     return in_context(outcomes), _notes(s, plan, outcomes)
 
 
@@ -231,6 +234,8 @@ def _notes(s: Subject, plan: Plan, outcomes: list[Finding]) -> list[str]:
         notes.append(f"{s.name} rounds to {inside} inside; its algebra is judged at that precision")
     if plan.truth is None and not plan.surrogate:
         notes.append("there is no reference to differentiate; finite differences are the truth")
+    implicit = {o.message for o in outcomes if IMPLICIT in o.message}
+    notes += sorted(implicit)
     kinks = {o.transform.split(" in ")[0] for o in outcomes if o.message == OTHER_SUBGRADIENT}
     if kinks:
         notes.append(f"another subgradient than the reference's at: {', '.join(sorted(kinks))}")

@@ -6,7 +6,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -60,8 +60,7 @@ def _run(options: "Options", arguments: Sequence[str]) -> int:
     dtypes = tuple(dict.fromkeys(options.dtype)) or conformance.DTYPES_OF[options.level]
     rows: list[Row] = []
     try:
-        for row in _checked(chosen, options, dtypes):
-            rows.append(row)
+        _check(chosen, options, dtypes, rows)
     except KeyboardInterrupt:
         return _fail(f"stopped after {len(rows)} of {len(chosen)}.", 130)
     finally:
@@ -80,11 +79,14 @@ def _ask_for_devices() -> None:
             jax.config.update("jax_num_cpu_devices", DEVICES)
 
 
-def _checked(chosen: Sequence[Target], options: "Options", dtypes: Sequence[str]) -> Iterator[Row]:
-    """Every row, printed as soon as it is done, below a progress bar where there is a terminal."""
+def _check(
+    chosen: Sequence[Target], options: "Options", dtypes: Sequence[str], rows: list[Row]
+) -> None:
+    """Add each row to `rows` and print it when it is done, with a progress bar on a terminal."""
     from tqdm import tqdm
 
     width = max(len(target.name) for target in chosen)
+    print(conformance.LEGEND)
     print(conformance.line(conformance.columns(dtypes), width), flush=True)
     quiet = not sys.stderr.isatty()
     with tqdm(chosen, disable=quiet, leave=False, unit=" rules") as bar:
@@ -92,9 +94,9 @@ def _checked(chosen: Sequence[Target], options: "Options", dtypes: Sequence[str]
             bar.set_description(target.name)
             with contextlib.redirect_stderr(_NoTerminal(sys.stderr)):
                 row = conformance.conform(target, options.level, dtypes, options.seed)
+            rows.append(row)  # first of all: whoever sees a row and stops here finds it kept
             with bar.external_write_mode():
                 print(conformance.line(conformance.cells(row, dtypes), width), flush=True)
-            yield row
 
 
 class _NoTerminal:

@@ -21,8 +21,7 @@ class Difference:
     @property
     def error(self) -> np.ndarray:
         """The error of the wrong elements, 0 elsewhere; inf where got is not finite."""
-        with np.errstate(invalid="ignore"):
-            error = np.abs(self.got - self.expected)
+        error = np.abs(self.got - self.expected)
         return np.where(self.wrong, np.where(np.isfinite(error), error, np.inf), 0.0)
 
     @property
@@ -80,7 +79,6 @@ def difference(
     got, expected = as_float64(got), as_float64(expected)
     asked = np.isfinite(expected) & (np.abs(np.nan_to_num(expected)) <= limit)
     scale = largest(np.where(asked, expected, np.nan))
-    with np.errstate(invalid="ignore", over="ignore"):
-        near = np.abs(got - expected) <= max(tolerance * scale, floor)
+    near = np.abs(got - expected) <= max(tolerance * scale, floor)
     wrong = ~near & asked
     return Difference(got, expected, wrong, scale) if wrong.any() else None

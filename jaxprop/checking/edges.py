@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprop.checking.domains import has_both_signs, has_structure, is_unit
+from jaxprop.checking.domains import has_both_signs, has_structure, is_fixed, is_unit
 from jaxprop.checking.judging import brief, judge, raised
 from jaxprop.checking.numerics import in_one_dtype
 from jaxprop.checking.plan import Plan
 from jaxprop.checking.point import Point
 from jaxprop.checking.report import Finding
-from jaxprop.checking.subject import PyTree, Subject, floats, is_float
+from jaxprop.checking.subject import PyTree, Subject, floats, is_float, is_key
 
 CHECK = "edges"
 FEW = 200
@@ -46,6 +46,24 @@ EDGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+def _first_row(x: np.ndarray, value: int) -> np.ndarray:
+    y = x.copy()
+    y[:1] = value
+    return y
+
+
+MASKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "nothing kept": np.zeros_like,
+    "everything kept": np.ones_like,
+    "first row not kept": lambda x: _first_row(x, 0) if x.ndim else x,
+}
+INTEGERS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "zeros": lambda x, n: np.zeros_like(x),
+    "the last index": lambda x, n: np.full_like(x, n - 1),
+    "reversed": lambda x, n: x[::-1] if x.ndim else x,
+}
+
+
 def edges(s: Subject, plan: Plan) -> Iterator[Finding]:
     """Check 5: finite and right wherever the reference is, in float64 and in float32."""
     if plan.unstated:
@@ -56,7 +74,7 @@ def edges(s: Subject, plan: Plan) -> Iterator[Finding]:
         message = f"no reference, and more than {FEW} elements to take differences in"
         yield Finding(CHECK, "", "SKIP", message=message)
         return
-    for transform, here in _at_edges(s):
+    for transform, here in (*_at_edges(s), *_at_other_edges(s)):
         yield from _softened(s, here, _exact(here, plan, transform))
         if plan.truth is not None and jnp.float32 in plan.dtypes:
             found = in_one_dtype(
@@ -80,6 +98,31 @@ def _at_edges(s: Subject) -> Iterator[tuple[str, Subject]]:
             args = _with(s.args, positions, make)
             if not _same(args, s.args):
                 yield f"{edge} in {place}", s.at(args)
+
+
+def _at_other_edges(s: Subject) -> Iterator[tuple[str, Subject]]:
+    """Masks that keep nothing, everything, or not the first row; indices equal or reversed."""
+    for position, name in enumerate(s.names):
+        leaves = jax.tree.leaves(s.args[position])
+        if len(leaves) != 1 or is_key(leaves[0]):
+            continue
+        x = np.asarray(leaves[0])
+        for edge, y in _other_values(x, s.args).items():
+            arg = jax.tree.map(lambda leaf, y=y: jnp.asarray(y, leaf.dtype), s.args[position])
+            args = (*s.args[:position], arg, *s.args[position + 1 :])
+            if not np.array_equal(x, y):
+                yield f"{edge} in {name}", s.at(args)
+
+
+def _other_values(x: np.ndarray, args: tuple[PyTree, ...]) -> dict[str, np.ndarray]:
+    if x.dtype == bool or (is_float(x) and is_fixed(x.astype(np.float64))):
+        return {edge: make(x) for edge, make in MASKS.items()}
+    if is_float(x) or not x.size or x.min() < 0:
+        return {}
+    lengths = {n for leaf in floats(args) for n in leaf.shape if n > x.max()}
+    if not lengths:
+        return {}
+    return {edge: make(x, min(lengths)) for edge, make in INTEGERS.items()}
 
 
 def _with(

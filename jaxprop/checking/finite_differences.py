@@ -130,8 +130,7 @@ def _extrapolated(
         above = at([*leaves[:position], up, *leaves[position + 1 :]])
         below = at([*leaves[:position], down, *leaves[position + 1 :]])
         width = up.flat[i] - down.flat[i]
-        with np.errstate(invalid="ignore"):
-            return [(a - b) / width for a, b in zip(above, below, strict=True)]
+        return [(a - b) / width for a, b in zip(above, below, strict=True)]
 
     wide, narrow = central(h), central(h / 2)
     value = [(4 * b - a) / 3 for a, b in zip(wide, narrow, strict=True)]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -19,7 +19,7 @@ The exit code is 1 where anything fails."""
 class Options:
     """What the command line sets."""
 
-    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    names: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="NAME ...")] = ()
     """Globs over the catalogue's rules ('*norm*'), or package.module:function for a function, a
     Rule, or a list of Rules of your own, imported from the current folder or sys.path. A function
     needs arguments: package.module:function@package.module:make_args, where make_args() returns a

@@ -1,6 +1,6 @@
 """What a check is run with: the options, and how precisely f and its reference compute."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,10 +115,14 @@ class Plan:
                 y = floats(jax.eval_shape(self.truth, *args))
                 g = [x.astype(leaf.dtype) for x, leaf in zip(g, y, strict=True)]
                 values, cotangents = self.run(self.truth, args, g)
-        meant = [self.is_intended_zero(label) for label in labels(s.names, args)]
-        return Answer(
-            values, [0 * d if zero else d for d, zero in zip(cotangents, meant, strict=True)]
-        )
+        return Answer(values, self.with_intended_zeros(s, cotangents))
+
+    def with_intended_zeros(self, s: Subject, cotangents: Sequence[Any]) -> list[Any]:
+        """The cotangents of the arguments' leaves, zero where zero is meant."""
+        return [
+            np.zeros(np.shape(d)) if self.is_intended_zero(label) else d
+            for label, d in zip(labels(s.names, s.args), cotangents, strict=True)
+        ]
 
     def differences_at(self, s: Subject, args: tuple[PyTree, ...]) -> Differences:
         """Finite differences of f, whose columns serve every cotangent at the same arguments."""
@@ -142,8 +146,7 @@ def on_host(found: Answer) -> Answer:
 def _trusted(estimate: Estimate, trust: float) -> np.ndarray:
     """The estimates that their own error does not put in doubt."""
     scale = float(np.nanmax(np.abs(estimate.value), initial=0.0)) or 1.0
-    with np.errstate(invalid="ignore"):
-        return np.where(estimate.error <= trust * scale, estimate.value, np.nan)
+    return np.where(estimate.error <= trust * scale, estimate.value, np.nan)
 
 
 def precision_of(f: Callable[..., PyTree], args: tuple[PyTree, ...]) -> Precision | None:

@@ -50,9 +50,7 @@ class Point:
     def noise(self, eps: float) -> Answer:
         """What rounding the arguments and g to eps changes in value and cotangents."""
         if self.plan.truth is None:
-            return Answer(
-                [0 * y for y in self.expected.values], [0 * d for d in self.expected.cotangents]
-            )
+            return Answer(_zeros(self.expected.values), _zeros(self.expected.cotangents))
         random = np.random.default_rng(self.plan.seed)
 
         def rounded(x: Any) -> Any:
@@ -61,7 +59,7 @@ class Point:
             factor = 1 + eps * random.choice([-1.0, 1.0], size=x.shape)
             return jnp.asarray(np.asarray(x, np.float64) * factor)
 
-        worst = [0 * d for d in (*self.expected.values, *self.expected.cotangents)]
+        worst = _zeros(self._flat)
         with jax.enable_x64(True):
             for _ in range(ROUNDINGS):
                 args = jax.tree.map(rounded, self.args)
@@ -145,6 +143,28 @@ class Point:
             return True
         return bool(abs(np.sum(v * d.got) - (above + below) / 2) <= 2 * allowed)
 
+    def right_together(self, cotangents: list[np.ndarray], tolerance: float) -> bool:
+        """Whether the gradients have the right slope where all arguments move by the same amount.
+
+        Ties between arguments stay ties then: the function may be smooth along that line, where
+        its slope leaves no choice.
+        """
+        if self.plan.truth is None:
+            return True
+        h = NEAR * max([*map(largest, self.leaves), 0.0], default=1.0) or NEAR
+        below, above = (_total(self._all_moved(sign * h).expected.cotangents) for sign in (-1, 1))
+        sizes = [np.abs(d) for d in cotangents]
+        allowed = max(tolerance, 1e-6) * max(_total(sizes), 1.0)
+        if not abs(above - below) <= allowed:
+            return True
+        return bool(abs(_total(cotangents) - (above + below) / 2) <= 2 * allowed)
+
+    def _all_moved(self, move: float) -> "Point":
+        with jax.enable_x64(True):
+            wide = in_dtype(self.args, jnp.float64)
+            args = jax.tree.map(lambda x: x + move if is_float(x) else x, wide)
+            return Point(self.s, self.plan, args, self.g)
+
     def sides_with_f(self, leaf: int, d: Difference) -> np.ndarray:
         """Which wrong elements finite differences of f's own value confirm, as a mask."""
         confirmed = np.zeros(d.wrong.shape, bool)
@@ -160,6 +180,14 @@ class Point:
                 if np.isfinite(gap) and abs(value - d.got.flat[i]) + error <= gap:
                     confirmed.flat[i] = True
         return d.wrong if confirmed.flat[order[:ONE_BY_ONE]].all() else confirmed
+
+
+def _total(arrays: list[np.ndarray]) -> float:
+    return float(sum(np.sum(x) for x in arrays))
+
+
+def _zeros(arrays: list[np.ndarray]) -> list[np.ndarray]:
+    return [np.zeros(x.shape) for x in arrays]
 
 
 def _between(

@@ -122,14 +122,19 @@ def positional(f: Callable[..., PyTree]) -> list[inspect.Parameter]:
 
 
 def _arrays(tree: PyTree) -> PyTree:
-    """Every leaf as an array; Python numbers become 0-d ones."""
+    """Every leaf as an array; Python numbers become 0-d ones, no longer weakly typed."""
     return jax.tree.map(
-        lambda leaf: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf), tree
+        lambda leaf: leaf if isinstance(leaf, jax.Array) else jnp.asarray(np.asarray(leaf)), tree
     )
 
 
 def is_float(leaf: jax.Array) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def is_key(leaf: jax.Array) -> bool:
+    """Whether it is a PRNG key, new-style or the words of an old one."""
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) or leaf.dtype == jnp.uint32
 
 
 def in_dtype(tree: PyTree, dtype: Any) -> PyTree:

@@ -1,15 +1,16 @@
-"""What `scripts/check_vjps.py` is asked to check: rules of the catalogue, or other people's code."""
+"""What `scripts/check_vjps.py` is asked to check: catalogue rules, or other people's code."""
 
 import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
 from jaxprop.catalogue import CATALOGUE
-from jaxprop.rule import Rule
+from jaxprop.rule import Case, Rule
 
 FORM = "package.module:function, or package.module:function@package.module:make_args"
 
@@ -29,6 +30,11 @@ class Target:
     name: str
     f: Callable[..., Any]
     arguments: tuple[tuple, ...] = ()
+
+    @property
+    def cases(self) -> Sequence[Case]:
+        """A rule's own cases; none for another function."""
+        return self.f.cases() if isinstance(self.f, Rule) else ()
 
 
 def targets(names: Sequence[str]) -> list[Target]:
@@ -71,12 +77,13 @@ def _imported(name: str) -> Iterator[Target]:
             raise TargetError(
                 f"{called} must be callable, got {type(f).__name__}. Name a function."
             )
-        if not arguments and not (isinstance(f, Rule) and f.cases()):
+        target = Target(called, f, arguments)
+        if not arguments and not target.cases:
             raise TargetError(
                 f"{called} needs arguments to be checked at, got none. Write a function that "
                 f"returns a tuple of them and give {where}@package.module:make_args."
             )
-        yield Target(called, f, arguments)
+        yield target
 
 
 def _arguments(name: str) -> tuple[tuple, ...]:
@@ -116,8 +123,8 @@ def _attribute(name: str) -> Any:
         raise TargetError(f"{module} cannot be imported: it raises {_brief(error)}.") from None
     for part in path.split("."):
         if not hasattr(found, part):
-            public = [each for each in vars(found) if not each.startswith("_")]
-            raise TargetError(f"{module} has no {path!r}; it has {' '.join(sorted(public))}.")
+            near = get_close_matches(part, dir(found), cutoff=0)
+            raise TargetError(f"{module} has no {path!r}; the nearest it has: {' '.join(near)}.")
         found = getattr(found, part)
     return found
 
