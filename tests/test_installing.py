@@ -268,14 +268,18 @@ def test_several_outputs_are_right_under_grad_of_vmap_and_vmap_of_grad() -> None
 
 
 @pytest.mark.usefixtures("x64")
-def test_a_bare_custom_vjp_is_wrong_under_grad_of_vmap() -> None:
-    """The control: without the tie, jax counts the statistics' cotangents too often."""
+def test_a_bare_custom_vjp_is_wrong_or_refused_under_grad_of_vmap() -> None:
+    """The control: jax 0.10 and 0.11 count the statistics' cotangents too often, 0.12 says so."""
     bare = jax.custom_vjp(statistics.reference)
     bare.defvjp(statistics._raw.forward, statistics._raw.backward)
     x, gammas = jnp.asarray(X), jnp.asarray(GAMMAS)
     truth = _statistics_truth(x, gammas)
     assert_near(_vmap_of_grad(bare, x, gammas), truth, reduced=8)
-    dx, _ = _grad_of_vmap(bare, x, gammas)
+    try:
+        dx, _ = _grad_of_vmap(bare, x, gammas)
+    except ValueError as error:
+        assert "shared across the batch" in str(error)
+        return
     if jnp.allclose(dx, truth[0]):
         pytest.skip("this jax counts them once: the tie is not needed any more")
     assert float(jnp.abs(dx - truth[0]).max()) > 0.5
