@@ -6,6 +6,7 @@ backward. Rules, layers, networks and costs are all rules; `CATALOGUE` lists the
 
 from jaxprop import rules
 from jaxprop.catalogue import CATALOGUE
+from jaxprop.checking import Finding, Report, check
 from jaxprop.composition import chain
 from jaxprop.costs import Cost, cost, value_and_grad
 from jaxprop.derivation import derive
@@ -25,13 +26,16 @@ __all__ = [
     "CATALOGUE",
     "Case",
     "Cost",
+    "Finding",
     "Layer",
+    "Report",
     "Rule",
     "Trace",
     "activity_l1",
     "activity_l2",
     "automatic",
     "chain",
+    "check",
     "cost",
     "dense",
     "derive",
