@@ -1,5 +1,6 @@
 """The types of arrays and trees: what is known of them when tracing, mesh axes included."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -7,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding
+
+from jaxprop.precision import at_least_float32
 
 PyTree = Any
 
@@ -52,7 +55,9 @@ def _as_array(owner: str, name: str, path: tuple, leaf: Any) -> jax.Array:
     if isinstance(leaf, jax.Array):
         return leaf  # jnp.asarray of one that is being differentiated copies it
     try:
-        return jnp.asarray(leaf)
+        if not isinstance(leaf, (str, bytes)):  # "f4" is a dtype to NumPy, and no number
+            return jnp.asarray(leaf)
+        raise TypeError
     except TypeError:
         raise TypeError(
             f"{owner}: {name}{jax.tree_util.keystr(path)} must be an array or a number, "
@@ -88,3 +93,12 @@ def vary(x: jax.Array, axes: frozenset[str]) -> jax.Array:
 def zeros(kind: ArrayType) -> jax.Array:
     """Zeros of this type."""
     return vary(jnp.zeros(kind.shape, kind.dtype), kind.varying)
+
+
+def accumulator(x: jax.Array, terms: Sequence[jax.Array]) -> jax.Array:
+    """Zeros in x's shape, float32 at least, for a loop to add to what it makes of the terms.
+
+    They vary over mesh axes as the terms do: `lax.scan` asks that of what it carries.
+    """
+    start = jnp.zeros_like(x, at_least_float32(x.dtype))
+    return vary(start, frozenset().union(*map(varying_axes, terms)))

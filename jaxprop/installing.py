@@ -32,11 +32,13 @@ class Saved:
 
     residuals: the rule's own residuals; nothing else here holds memory.
     primals, output: the types of the arguments and of the output, static.
+    owner: the name of the rule, static.
     """
 
     residuals: PyTree
     primals: tuple[TreeType, ...] = field(metadata={"static": True})
     output: TreeType = field(metadata={"static": True})
+    owner: str = field(metadata={"static": True})
 
 
 def incoming_cotangent(owner: str, output: TreeType, g: PyTree) -> PyTree:
@@ -148,14 +150,16 @@ def _check_shape(owner: str, name: str, what: str, g: PyTree, expected: ArrayTyp
         )
 
 
-def tie(output: PyTree, args: PyTree) -> PyTree:
+def tie(output: PyTree, args: PyTree, surrogate: bool) -> PyTree:
     """The output, every leaf made to depend on every argument without changing in value.
 
     A `custom_vjp` with several outputs, one of which does not depend on the argument
     that `vmap` maps over, counts that output's cotangent once per mapped element under
-    `grad(vmap(...))`. A dependence on every argument makes every output mapped.
+    `grad(vmap(...))`. A dependence on every argument makes every output mapped. One output
+    needs it only where the backward is no derivative: it may read an argument that the output
+    does not depend on.
     """
-    if len(jax.tree.leaves(output)) < 2:
+    if len(jax.tree.leaves(output)) < 2 and not surrogate:
         return output
     never = [_never(arg) for arg in jax.tree.leaves(args)]
     return jax.tree.map(lambda y: _tied(y, never), output)

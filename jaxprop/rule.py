@@ -235,10 +235,10 @@ def _check_option(owner: str, name: str, value: Hashable) -> None:
 
 
 def _static_key(value: Hashable) -> Hashable:
-    """A key that keeps 1, 1.0 and True apart, which are equal to Python."""
+    """A key that keeps 1, 1.0 and True apart, and 0.0 and -0.0, which are equal to Python."""
     if isinstance(value, tuple):
         return (type(value), *map(_static_key, value))
-    return (type(value), value)
+    return (type(value), value.hex() if isinstance(value, float) else value)
 
 
 def _custom_vjp(rule: Rule, options: dict[str, Hashable]) -> Callable:
@@ -270,15 +270,16 @@ def _installed_forward(rule: Rule, *args: PyTree, **options: Hashable) -> tuple[
             f"{type(returned).__name__}. Return residuals=() where backward needs none."
         )
     y, residuals = returned
-    y = installing.tie(as_arrays(rule.name, "the output", y), args)
-    return y, Saved(residuals, primals, tree_type(y))
+    y = installing.tie(as_arrays(rule.name, "the output", y), args, rule.surrogate)
+    return y, Saved(residuals, primals, tree_type(y), rule.name)
 
 
 def _installed_backward(rule: Rule, saved: Saved, g: PyTree) -> tuple[PyTree, ...]:
-    if not isinstance(saved, Saved):
+    if not isinstance(saved, Saved) or saved.owner != rule.name:
+        got = f"those of {saved.owner}" if isinstance(saved, Saved) else type(saved).__name__
         raise TypeError(
             f"{rule.name}.backward: residuals must be what {rule.name}.forward returned beside "
-            f"its output, got {type(saved).__name__}. Call y, residuals = {rule.name}.forward(...)."
+            f"its output, got {got}. Call y, residuals = {rule.name}.forward(...)."
         )
 
     def backward(residuals: PyTree, g: PyTree) -> tuple[PyTree, ...]:

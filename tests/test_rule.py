@@ -512,3 +512,15 @@ def test_importing_starts_no_backend_and_needs_jax_and_optax_alone() -> None:
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.split("\n")[:2] == ["['jaxprop']", "3"]
+
+
+def test_residuals_of_another_rule_are_refused() -> None:
+    _, saved = jaxprop.relu.forward(jnp.ones(3))
+    with pytest.raises(TypeError, match=r"^tanh.backward: residuals must be .*, got those of relu"):
+        jaxprop.tanh.backward(saved, jnp.ones(3))
+
+
+@pytest.mark.parametrize("text", ["f4", "float32", "a"])
+def test_a_string_is_no_array_even_where_it_names_a_dtype(text: str) -> None:
+    with pytest.raises(TypeError, match=r"^relu: x must be an array or a number, got str"):
+        jaxprop.relu(text)

@@ -18,7 +18,6 @@ from jaxprop.checking.subject import PyTree, Subject, floats, is_float, is_key
 
 CHECK = "edges"
 FEW = 200
-BEYOND = "beyond [0, 1], where the values given lie"
 
 
 def _first_entry(x: np.ndarray, value: float) -> np.ndarray:
@@ -33,7 +32,7 @@ EDGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "ties": np.round,
     "one zero": lambda x: _first_entry(x, 0.0),
     "first row zeros": lambda x: np.where(np.arange(len(x)) > 0, x.T, 0.0).T if x.ndim > 1 else x,
-    "negated": lambda x: -x if has_both_signs(x) else x,
+    "negated": lambda x: -x,
     "tiny": lambda x: x * 1e-20,
     "small": lambda x: x * 1e-4,
     "times 5": lambda x: x * 5,
@@ -144,15 +143,24 @@ def _same(a: PyTree, b: PyTree) -> bool:
 
 
 def _softened(s: Subject, here: Subject, found: Iterator[Finding]) -> Iterator[Finding]:
-    """A warning only, where values that all lie in [0, 1] were made larger."""
+    """A warning only, beyond where the values given lie: in [0, 1], or on one side of zero."""
     pairs = [
         (np.asarray(a), np.asarray(b))
         for a, b in zip(floats(s.args), floats(here.args), strict=True)
     ]
-    beyond = any(is_unit(a.astype(float)) and b.size and float(b.max()) > 1 for a, b in pairs)
+    beyond = next((said for a, b in pairs if (said := _beyond(a.astype(float), b))), "")
     for finding in found:
         doubtful = beyond and finding.verdict == "FAIL"
-        yield replace(finding, verdict="WARN", message=BEYOND) if doubtful else finding
+        yield replace(finding, verdict="WARN", message=beyond) if doubtful else finding
+
+
+def _beyond(given: np.ndarray, here: np.ndarray) -> str:
+    """Why these values may not be arguments of the kind given."""
+    if is_unit(given) and here.size and float(here.max()) > 1:
+        return "beyond [0, 1], where the values given lie"
+    if not has_both_signs(given) and np.any(here * np.sign(np.sum(given)) < 0):
+        return "on the other side of zero than the values given"
+    return ""
 
 
 def _undefined(s: Subject, plan: Plan) -> bool:

@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxprop.checking import comparison
 from jaxprop.checking.comparison import Difference
 from jaxprop.checking.hints import hint
+from jaxprop.checking.plan import Plan
 from jaxprop.checking.point import MULTIPLE, Point
 from jaxprop.checking.probing import Answer, Cotangent
 from jaxprop.checking.report import Finding
@@ -92,6 +94,15 @@ def judge(
             check, transform, verdict, name, message, hint=text if verdict == "FAIL" else "",
             repro=repro, **found.fields(np.float64),
         )  # fmt: skip
+
+
+def on_a_kink(s: Subject, plan: Plan) -> bool:
+    """Whether at these very arguments f takes another subgradient than the reference."""
+    with jax.enable_x64(True):
+        args = plan.widened(s.args)
+        point = Point(s, plan, args, plan.random_g(s, args))
+        found = judge(point, "", "", plan.run(s.call, args, point.g))
+        return any(finding.message == OTHER_SUBGRADIENT for finding in found)
 
 
 def _values(rounding: Callable[[], Answer], leaf: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxprop.checking.compiling import quickly
-from jaxprop.checking.judging import NOISE, brief, raised, same, size_of
+from jaxprop.checking.judging import NOISE, brief, on_a_kink, raised, same, size_of
 from jaxprop.checking.plan import Plan
 from jaxprop.checking.probing import pull, select
 from jaxprop.checking.report import Finding
@@ -48,6 +48,8 @@ def _why_not(s: Subject, plan: Plan) -> str:
         return f"one device; set JAX_NUM_CPU_DEVICES={DEVICES} before jax starts"
     if plan.truth is None or plan.surrogate:
         return "no reference to run the same way"
+    if on_a_kink(s, plan):
+        return "the arguments lie on a kink, where f takes another subgradient"
     if not s.args or not floats(s.args[0]) or not floats(s.args[0])[0].ndim:
         return "the first argument has no axis to share out"
     return ""
@@ -100,7 +102,11 @@ def _in_shard_map(s: Subject, plan: Plan, check: bool, tolerance: float) -> Iter
         try:
             got = run(s.call, s.args, specs, check)
         except Exception as error:
-            yield _raised_in_shard_map(transform, error)
+            if problem := raised(lambda: _value(s.call, s.args, specs, check)):
+                message = f"f does not run so: {brief(problem)}"
+                yield Finding(CHECK, transform, "SKIP", message=message)
+            else:
+                yield _raised_in_shard_map(transform, error)
             continue
         yield from _unless_surrogate(s, plan, transform, got, expected, tolerance)
 
@@ -172,6 +178,17 @@ def _outside(
     return quickly(lambda args: pull(mapped, args, [jnp.ones(())]))(args)
 
 
+def _value(
+    f: Callable[..., PyTree], args: tuple[PyTree, ...], specs: tuple, check: bool
+) -> jax.Array:
+    """f itself, without its gradient."""
+    mapped = jax.shard_map(
+        lambda *args: lax.psum(_loss(f, args), "data"),
+        mesh=_mesh(AxisType.Auto), in_specs=specs, out_specs=P(), check_vma=check,
+    )  # fmt: skip
+    return quickly(mapped)(*args)
+
+
 def _on_mesh(
     s: Subject, plan: Plan, kind: AxisType, transform: str, tolerance: float
 ) -> Iterator[Finding]:
@@ -185,11 +202,15 @@ def _on_mesh(
             args, spread = _put(mesh, s.args, s.args), _put(mesh, g, s.args)
             return quickly(lambda args, g: pull(f, args, g))(args, spread)
 
+    def value() -> PyTree:
+        with jax.set_mesh(mesh):
+            return quickly(s.call)(*_put(mesh, s.args, s.args))
+
     try:
         got = run(s.call)
     except Exception as error:
         known = kind is AxisType.Explicit
-        if truth is None or raised(lambda: run(truth)):
+        if truth is None or raised(lambda: run(truth)) or raised(value):
             message = "the reference does not run there"
             yield Finding(CHECK, transform, "SKIP", message=message)
         else:

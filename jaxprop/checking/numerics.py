@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from jaxprop.checking.comparison import Difference, difference, largest
+from jaxprop.checking.comparison import Difference, as_float64, difference, largest
 from jaxprop.checking.hints import hint
 from jaxprop.checking.judging import REFERENCE_OFF, at_infinity, brief, raised
 from jaxprop.checking.plan import Plan, on_host
@@ -96,6 +96,8 @@ def in_one_dtype(
     except _Rejected as error:
         yield Finding(check, transform, error.verdict, message=str(error))
         return
+    if not extreme:
+        yield from _undifferentiated(s, plan, dtype, taken, check, transform)
     names = _names(s, taken.points[0])
     allowed_ulps = BUDGET[dtype.name] * max(1.0, plan.truth_precision.eps / taken.eps)
     for i, name in enumerate(names):
@@ -109,6 +111,25 @@ def in_one_dtype(
             yield Finding(check, transform, "PASS", name, ulps=mine, automatic_ulps=theirs)
             continue
         yield _looked_into(taken, i, name, mine, allowed_ulps, check, transform, dtype, extreme)
+
+
+def _undifferentiated(
+    s: Subject, plan: Plan, dtype: Any, taken: _Draws, check: str, transform: str
+) -> Iterator[Finding]:
+    """The value without differentiation against that of the forward that it runs."""
+    args = taken.points[0].args
+    with jax.enable_x64(dtype == jnp.float64):
+        try:
+            alone = [as_float64(y) for y in floats(jax.jit(s.call)(*args))]
+        except Exception as error:
+            yield Finding(check, transform, "FAIL", "the output", f"jit(f) raises {brief(error)}")
+            return
+    for y, forward in zip(alone, taken.got[0], strict=False):
+        unit = taken.eps * largest(forward)
+        found = difference(y, forward, 0.0, floor=BUDGET[dtype.name] * unit, limit=taken.limit)
+        if found is not None:
+            message = "f without differentiation is not what its forward gives"
+            yield Finding(check, transform, "FAIL", "the output", message, **found.fields(dtype))
 
 
 class _Rejected(Exception):

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-VERDICTS = ("PASS", "SKIP", "WARN", "FAIL")
+# Of what is skipped for one reason, so many places are named; `outcomes` has them all.
+SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -125,12 +126,19 @@ def _summary(outcomes: Iterable[Finding]) -> list[tuple[str, str]]:
 def _counts(outcomes: list[Finding]) -> str:
     counts = [(v, sum(o.verdict == v for o in outcomes)) for v in ("FAIL", "WARN", "PASS")]
     text = ", ".join(f"{number} {verdict}" for verdict, number in counts if number)
-    skipped = {f"{o.transform} ({o.message})" for o in outcomes if o.verdict == "SKIP"}
-    return (
-        text
-        + ("; " if text and skipped else "")
-        + (f"skipped: {', '.join(sorted(skipped))}" if skipped else "")
-    )
+    by_reason: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        if outcome.verdict == "SKIP":
+            by_reason.setdefault(outcome.message, []).append(outcome.transform)
+    skipped = ", ".join(f"{_few(places)} ({reason})" for reason, places in by_reason.items())
+    return "; ".join(part for part in (text, skipped and f"skipped: {skipped}") if part)
+
+
+def _few(places: list[str]) -> str:
+    """The first of them by name, and how many more there are."""
+    places = list(dict.fromkeys(places))
+    more = f" and {len(places) - SHOWN} more" if len(places) > SHOWN else ""
+    return ", ".join(places[:SHOWN]) + more
 
 
 def _first_of_each(findings: Iterable[Finding]) -> list[Finding]:

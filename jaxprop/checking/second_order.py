@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprop.checking.compiling import in_one_program
-from jaxprop.checking.judging import brief, same
+from jaxprop.checking.judging import brief, on_a_kink, same
 from jaxprop.checking.plan import Plan
 from jaxprop.checking.probing import Cotangent, normal, pull
 from jaxprop.checking.report import Finding
@@ -21,7 +21,7 @@ CHECK = "second order"
 def second_order(s: Subject, plan: Plan) -> Iterator[Finding]:
     """Check 9: reverse over reverse and forward over reverse against the reference."""
     ways = {"reverse over reverse": _reverse, "forward over reverse": _forward}
-    reason = _why_not(plan)
+    reason = _why_not(s, plan)
     if reason:
         yield from (Finding(CHECK, way, "SKIP", message=reason) for way in ways)
         return
@@ -64,12 +64,15 @@ def _oracle(
     return in_one_program(partial(run, plan.truth), args, cast, [x.astype(dtype) for x in v])
 
 
-def _why_not(plan: Plan) -> str:
+def _why_not(s: Subject, plan: Plan) -> str:
     if plan.order < 2:
         return "order=1 was asked for"
     if plan.surrogate:
         return "a surrogate has no second derivative to be held to"
-    return "" if plan.truth is not None else "no reference"
+    if plan.truth is None:
+        return "no reference"
+    kink = "the arguments lie on a kink, where f takes another subgradient"
+    return kink if on_a_kink(s, plan) else ""
 
 
 def _judged(

@@ -18,7 +18,7 @@ from jaxprop.checking.report import Finding
 from jaxprop.checking.subject import PyTree, Subject, floats, is_float, is_key
 
 CHECK = "shapes"
-# One length beyond the usual blocks, and no multiple of any.
+# One length beyond the usual blocks, and no multiple of any; longer axes get one more.
 LONG = 131
 PRIMES = (7, 11, 13, 17, 19)
 # All axes of this length: a matrix that is square only then may be transposed unseen before.
@@ -58,7 +58,7 @@ def _others(s: Subject) -> Iterator[tuple[str, tuple[PyTree, ...] | None]]:
     yield "axes of prime lengths", _resized(s.args, dict(zip(lengths, PRIMES, strict=False)))
     yield "axes of one length", _resized(s.args, dict.fromkeys(lengths, SQUARE))
     for length in lengths:
-        for new in (1, LONG, 0):
+        for new in (1, LONG if length < LONG else length + 1, 0):
             yield f"axes of {length} made {new}", _resized(s.args, {length: new})
     leading = _leading(s)
     if leading:

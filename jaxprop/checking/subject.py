@@ -75,8 +75,11 @@ def _reference(
 
 
 def _with_defaults(f: Callable[..., PyTree], args: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
-    """The arguments, those left out filled in: a bare `custom_vjp` cannot be called without."""
-    if not isinstance(f, jax.custom_vjp):
+    """The arguments, those left out filled in: a bare `custom_vjp` cannot be called without.
+
+    A rule can; but what it takes by default has a gradient too.
+    """
+    if not isinstance(f, (jax.custom_vjp, Rule)):
         return args
     left_out = positional(f)[len(args) :]
     defaults = [p.default for p in left_out if p.default is not p.empty]
