@@ -1,0 +1,5 @@
+"""Every right function, at which the checker must not cry wolf."""
+
+from tests.checking import right_arithmetic, right_features, right_layers
+
+RIGHT = [*right_layers.RIGHT, *right_arithmetic.RIGHT, *right_features.RIGHT]
