@@ -110,7 +110,7 @@ class Report:
     def __str__(self) -> str:
         lines = [f"{self.verdict}  {self.name}  ({self.seconds:.1f} s, seed {self.seed})", ""]
         lines += [f"  {check:<20}{text}" for check, text in _summary(self.outcomes)]
-        lines += ["", *(str(finding) for finding in _first_of_each(self.findings))]
+        lines += ["", *(str(finding) for finding in first_of_each(self.findings))]
         lines += [f"NOTE  {note}" for note in self.notes]
         return "\n".join(lines).rstrip()
 
@@ -141,7 +141,7 @@ def _few(places: list[str]) -> str:
     return ", ".join(places[:SHOWN]) + more
 
 
-def _first_of_each(findings: Iterable[Finding]) -> list[Finding]:
+def first_of_each(findings: Iterable[Finding]) -> list[Finding]:
     """One finding per check and argument; the others repeat it at other places."""
     first: dict[tuple[str, str, str], Finding] = {}
     for finding in findings:
