@@ -14,8 +14,10 @@ from jaxprop.layers import Layer, dense, elementwise
 from jaxprop.rule import Case, Rule, automatic
 from jaxprop.rules.activations import identity, leaky_relu, relu, sigmoid, softplus, tanh
 from jaxprop.rules.activity import activity_l1, activity_l2
-from jaxprop.rules.cross_entropy import sigmoid_binary_cross_entropy, softmax_cross_entropy
+from jaxprop.rules.binary_cross_entropy import sigmoid_binary_cross_entropy
+from jaxprop.rules.cross_entropy import softmax_cross_entropy
 from jaxprop.rules.linear import linear
+from jaxprop.rules.linear_cross_entropy import linear_cross_entropy
 from jaxprop.rules.losses import mean_squared_error
 from jaxprop.rules.penalties import elastic_net, l1, l2
 from jaxprop.rules.self_gated import gelu, silu
@@ -47,6 +49,7 @@ __all__ = [
     "l2",
     "leaky_relu",
     "linear",
+    "linear_cross_entropy",
     "mean_squared_error",
     "relu",
     "rules",

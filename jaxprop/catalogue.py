@@ -3,8 +3,10 @@
 from jaxprop.rule import Rule
 from jaxprop.rules.activations import identity, leaky_relu, relu, sigmoid, softplus, tanh
 from jaxprop.rules.activity import activity_l1, activity_l2
-from jaxprop.rules.cross_entropy import sigmoid_binary_cross_entropy, softmax_cross_entropy
+from jaxprop.rules.binary_cross_entropy import sigmoid_binary_cross_entropy
+from jaxprop.rules.cross_entropy import softmax_cross_entropy
 from jaxprop.rules.linear import linear
+from jaxprop.rules.linear_cross_entropy import linear_cross_entropy
 from jaxprop.rules.losses import mean_squared_error
 from jaxprop.rules.penalties import elastic_net, l1, l2
 from jaxprop.rules.self_gated import gelu, silu
@@ -27,6 +29,7 @@ CATALOGUE: tuple[Rule, ...] = (
     # Losses: regression, then cross-entropies
     mean_squared_error,
     softmax_cross_entropy,
+    linear_cross_entropy,
     sigmoid_binary_cross_entropy,
     # Penalties: on parameters, then on activations
     l2,

@@ -7,7 +7,7 @@
     everything     mean_all sum_all, to a scalar
     rows           sum_rows, over every axis but the last
     shapes         size(x), the number of elements; rows(x), the length of the first axis
-    matrices       x.T
+    matrices       x.T; column(x), a vector as a matrix of one column
     labels         one_hot(labels, logits): integers as rows of 0 and 1; floating ones as they are
 
 Lines are read with `ast` and evaluated by walking the tree: no Python is run.
@@ -37,6 +37,10 @@ def _one_hot(labels: jax.Array, logits: jax.Array) -> jax.Array:
     return jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
 
 
+def _column(x: jax.Array) -> jax.Array:
+    return x[:, None]
+
+
 WORDS: Mapping[str, Callable] = {
     "exp": jnp.exp,
     "log": jnp.log,
@@ -59,6 +63,7 @@ WORDS: Mapping[str, Callable] = {
     "size": jnp.size,
     "rows": len,
     "one_hot": _one_hot,
+    "column": _column,
 }
 
 # Arguments of which a word reads the shape alone, by position: nothing is differentiated there.

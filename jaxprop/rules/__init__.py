@@ -3,8 +3,10 @@
 from jaxprop.rules import (
     activations,
     activity,
+    binary_cross_entropy,
     cross_entropy,
     linear,
+    linear_cross_entropy,
     losses,
     penalties,
     self_gated,
@@ -14,8 +16,10 @@ from jaxprop.rules import (
 __all__ = [
     "activations",
     "activity",
+    "binary_cross_entropy",
     "cross_entropy",
     "linear",
+    "linear_cross_entropy",
     "losses",
     "penalties",
     "self_gated",

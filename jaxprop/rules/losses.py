@@ -110,6 +110,21 @@ def checked_pair(
     return together(x, y)
 
 
+def divisor(counted: jax.Array) -> jax.Array:
+    """What a weighted mean divides by: the sum of what counts; inf where that is 0, to give 0."""
+    total = jnp.sum(counted)
+    return jnp.where(total == 0, jnp.inf, total)
+
+
+def check_optional(owner: str, name: str, x: jax.Array | None, shape: tuple[int, ...]) -> None:
+    """TypeError or ValueError where an optional argument is neither None nor floating of shape."""
+    if x is not None and floating(owner, name, x).shape != shape:
+        raise ValueError(
+            f"{owner}: {name} must have the shape {shape}, got {jnp.shape(x)}. Nothing is "
+            "broadcast: add, drop or repeat an axis, or leave it None."
+        )
+
+
 def check_reduction(owner: str, reduction: str) -> None:
     if reduction not in REDUCTIONS:
         raise ValueError(f"{owner}: reduction must be one of {REDUCTIONS}, got {reduction!r}.")
