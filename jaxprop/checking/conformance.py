@@ -150,7 +150,8 @@ def _quick(target: Target, places: Sequence[_Place], options: dict[str, Any]) ->
     for place in places:
         checks = QUICK if place.first else ALGEBRA
         found = check(place.f, *place.args, checks=checks, **options)
-        outcomes = tuple(_at(place, outcome) for outcome in found.outcomes)
+        suffix = f", {place.name}" if len(places) > 1 else ""
+        outcomes = tuple(_suffixed(outcome, suffix) for outcome in found.outcomes)
         reports.append(replace(found, outcomes=outcomes))
     return Report(
         target.name,
@@ -161,8 +162,8 @@ def _quick(target: Target, places: Sequence[_Place], options: dict[str, Any]) ->
     )
 
 
-def _at(place: _Place, outcome: Finding) -> Finding:
-    return replace(outcome, transform=f"{outcome.transform}, {place.name}".removeprefix(", "))
+def _suffixed(outcome: Finding, suffix: str) -> Finding:
+    return replace(outcome, transform=f"{outcome.transform}{suffix}".removeprefix(", "))
 
 
 _LEVELS: Mapping[Level, Callable[..., Report]] = {"quick": _quick, "full": _full}
@@ -188,31 +189,43 @@ def columns(dtypes: Sequence[str]) -> tuple[str, ...]:
 
 def cells(row: Row, dtypes: Sequence[str]) -> tuple[str, ...]:
     """A row of the table as text."""
-    passed, run, skipped = row.transforms
     ulps = [_pair(row.ulps(dtype)) for dtype in ("float64", *dtypes)]
     return (
         row.name,
         str(row.cases),
         *ulps,
-        f"{passed}/{run}" + (f", {skipped} skipped" if skipped else "") if run else "-",
+        _share(row.transforms),
         _pair(row.residuals),
         f"{row.report.seconds:.1f}",
         row.report.verdict,
     )
 
 
+def _share(found: Transforms) -> str:
+    if not found.run:
+        return "-"
+    skipped = f", {found.skipped} skipped" if found.skipped else ""
+    return f"{found.passed}/{found.run}{skipped}"
+
+
 def _pair(found: Ulps | Residuals | None) -> str:
     """A hand-written rule's number, automatic differentiation's in brackets."""
     if found is None:
         return "-"
-    automatic = "" if found.automatic is None else f" ({found.automatic:.3g})"
-    return f"{found.custom:.3g}{automatic}"
+    custom, automatic = (_number(each) for each in found)
+    return custom + (f" ({automatic})" if automatic else "")
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.2g}"
 
 
 def line(cells: Sequence[str], name_width: int) -> str:
     """Cells side by side; the rules' names need most room."""
     first, *others = cells
-    widths = [7, *(16 for _ in others[1:-4]), 18, 16, 9, 0]
+    widths = [7, 10, *(17 for _ in others[2:-4]), 18, 16, 9, 0]
     pairs = zip(others, widths, strict=True)
     return (first.ljust(name_width + 2) + "".join(c.ljust(w) for c, w in pairs)).rstrip()
 

@@ -49,13 +49,13 @@ def test_a_transformation_passes_where_all_of_its_arguments_do() -> None:
 def test_a_row_as_text_says_what_was_not_measured() -> None:
     found = row(
         Finding("numerics", "float32", "FAIL", "x", ulps=math.inf, automatic_ulps=0.25),
-        residuals=Residuals(24, None),
+        residuals=Residuals(123456, None),
     )
     heads = columns(("float32", "bfloat16"))
     text = dict(zip(heads, cells(found, ("float32", "bfloat16")), strict=True))
     assert text["float32"] == "inf (0.25)"
     assert text["float64"] == text["bfloat16"] == text["transforms"] == "-"
-    assert text["bytes"] == "24"
+    assert text["bytes"] == "123456"
     assert text["verdict"] == "FAIL"
 
 
