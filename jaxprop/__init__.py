@@ -20,6 +20,7 @@ from jaxprop.rules.linear import linear
 from jaxprop.rules.linear_cross_entropy import linear_cross_entropy
 from jaxprop.rules.losses import mean_squared_error
 from jaxprop.rules.penalties import elastic_net, l1, l2
+from jaxprop.rules.rotary import rotary
 from jaxprop.rules.self_gated import gelu, silu
 from jaxprop.rules.softmax import softmax
 from jaxprop.tracing import Trace, trace
@@ -52,6 +53,7 @@ __all__ = [
     "linear_cross_entropy",
     "mean_squared_error",
     "relu",
+    "rotary",
     "rules",
     "sigmoid",
     "sigmoid_binary_cross_entropy",

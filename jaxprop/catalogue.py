@@ -9,6 +9,7 @@ from jaxprop.rules.linear import linear
 from jaxprop.rules.linear_cross_entropy import linear_cross_entropy
 from jaxprop.rules.losses import mean_squared_error
 from jaxprop.rules.penalties import elastic_net, l1, l2
+from jaxprop.rules.rotary import rotary
 from jaxprop.rules.self_gated import gelu, silu
 from jaxprop.rules.softmax import softmax
 
@@ -26,6 +27,8 @@ CATALOGUE: tuple[Rule, ...] = (
     gelu,
     # Normalisation to probabilities
     softmax,
+    # Sequences
+    rotary,
     # Losses: regression, then cross-entropies
     mean_squared_error,
     softmax_cross_entropy,

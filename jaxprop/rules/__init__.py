@@ -9,6 +9,8 @@ from jaxprop.rules import (
     linear_cross_entropy,
     losses,
     penalties,
+    rotary,
+    rotary_scaling,
     self_gated,
     softmax,
 )
@@ -22,6 +24,8 @@ __all__ = [
     "linear_cross_entropy",
     "losses",
     "penalties",
+    "rotary",
+    "rotary_scaling",
     "self_gated",
     "softmax",
 ]
