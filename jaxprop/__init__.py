@@ -16,6 +16,7 @@ from jaxprop.rules.activations import identity, leaky_relu, relu, sigmoid, softp
 from jaxprop.rules.activity import activity_l1, activity_l2
 from jaxprop.rules.binary_cross_entropy import sigmoid_binary_cross_entropy
 from jaxprop.rules.cross_entropy import softmax_cross_entropy
+from jaxprop.rules.layer_norm import layer_norm, rms_norm
 from jaxprop.rules.linear import linear
 from jaxprop.rules.linear_cross_entropy import linear_cross_entropy
 from jaxprop.rules.losses import mean_squared_error
@@ -48,11 +49,13 @@ __all__ = [
     "identity",
     "l1",
     "l2",
+    "layer_norm",
     "leaky_relu",
     "linear",
     "linear_cross_entropy",
     "mean_squared_error",
     "relu",
+    "rms_norm",
     "rotary",
     "rules",
     "sigmoid",

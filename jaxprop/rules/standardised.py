@@ -1,0 +1,89 @@
+"""What the normalisations share: numbers centred and scaled together, and the way back.
+
+Each rule has its derivation, at its own scope. Here it runs over any axes, which are kept with
+length 1, in the dtype to compute in:
+
+    centred = x - mean(x)
+    inv_std = rsqrt(mean(centred * centred) + eps)
+    x_hat = inv_std * centred
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxprop.precision import floating
+
+
+class Moments(NamedTuple):
+    """Of numbers that are standardised together.
+
+    Their mean is rough + rest. Far from 0 a sum of many numbers loses digits that their
+    differences from it still have: rest is the mean of those differences.
+    """
+
+    rough: jax.Array
+    rest: jax.Array
+    inv_std: jax.Array
+
+
+def mean(x: jax.Array, axes: Sequence[int]) -> jax.Array:
+    return jnp.mean(x, tuple(axes), keepdims=True)
+
+
+def moments(x: jax.Array, axes: Sequence[int], eps: float) -> tuple[Moments, jax.Array]:
+    """The moments over these axes, and the variance, which is biased."""
+    rough = mean(x, axes)
+    rest = mean(x - rough, axes)
+    variance = mean(jnp.square((x - rough) - rest), axes)
+    return Moments(rough, rest, lax.rsqrt(variance + eps)), variance
+
+
+def standardised(x: jax.Array, found: Moments) -> jax.Array:
+    """x_hat."""
+    return found.inv_std * ((x - found.rough) - found.rest)
+
+
+def unstandardised(
+    dx_hat: jax.Array, x_hat: jax.Array, inv_std: jax.Array, axes: Sequence[int]
+) -> jax.Array:
+    """dx: of dx_hat, what would move the mean or the variance of x_hat is taken out."""
+    return inv_std * (dx_hat - mean(dx_hat, axes) - x_hat * mean(x_hat * dx_hat, axes))
+
+
+def scaled(x_hat: jax.Array, gamma: jax.Array | None) -> jax.Array:
+    return x_hat if gamma is None else gamma.astype(x_hat.dtype) * x_hat
+
+
+def shifted(x: jax.Array, beta: jax.Array | None) -> jax.Array:
+    return x if beta is None else x + beta.astype(x.dtype)
+
+
+def sum_rows(x: jax.Array) -> jax.Array:
+    return jnp.sum(x, tuple(range(x.ndim - 1)))
+
+
+def check(owner: str, x: jax.Array, eps: float, **parameters: jax.Array | None) -> None:
+    """TypeError or ValueError where x has no channels, a parameter does not fit them, or eps."""
+    if floating(owner, "x", x).ndim < 1:
+        raise ValueError(
+            f"{owner}: x must be (..., C), got a scalar. Give it an axis of channels, the last."
+        )
+    for name, parameter in parameters.items():
+        if parameter is not None and floating(owner, name, parameter).shape != x.shape[-1:]:
+            raise ValueError(
+                f"{owner}: {name} must be (C,) = {x.shape[-1:]}, the last axis of x, got "
+                f"{parameter.shape}. Give one number per channel."
+            )
+    check_eps(owner, eps)
+
+
+def check_eps(owner: str, eps: float) -> None:
+    if not 0 < eps < float("inf"):
+        raise ValueError(
+            f"{owner}: eps must be positive and finite, got {eps!r}. It keeps numbers that are all "
+            "the same from being divided by 0."
+        )
