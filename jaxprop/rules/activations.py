@@ -160,7 +160,7 @@ def sigmoid_reference(x: jax.Array) -> jax.Array:
     Residuals: y (the output).
 
     Numerics: computed in float32 at least, rounded once; the gradient has the rounding of
-        the stored y in it, so it is 0 where y rounds to 1 (x > 17 in float32, > 6 in
+        the stored y in it, so it is 0 where y rounds to 1 (x > 17 in float32, > 6.3 in
         bfloat16). At -inf and inf y is 0 and 1, the gradient 0.
 
     Raises:
