@@ -19,7 +19,12 @@ def is_fixed(x: np.ndarray) -> bool:
 
 def has_structure(x: np.ndarray) -> bool:
     """Whether values at an edge (zeros, ties, shifted) would not be arguments of this kind."""
-    return is_fixed(x) or _simplex_axis(x) is not None or _is_symmetric(x)
+    return is_fixed(x) or is_simplex(x) or _is_symmetric(x)
+
+
+def is_simplex(x: np.ndarray) -> bool:
+    """Whether x is probabilities that sum to 1 along an axis."""
+    return _simplex_axis(x) is not None
 
 
 def is_unit(x: np.ndarray) -> bool:
@@ -40,7 +45,7 @@ def keeper(x: np.ndarray) -> Keeper:
         return lambda y: _normalised(y, axis)
     if _is_symmetric(x):
         return _symmetric
-    if _ascends(x):
+    if ascends(x):
         return lambda y: np.sort(y, axis=-1)
     return lambda y: y
 
@@ -69,5 +74,6 @@ def _symmetric(y: np.ndarray) -> np.ndarray:
     return (y + np.swapaxes(y, -1, -2)) / 2 if square else y
 
 
-def _ascends(x: np.ndarray) -> bool:
+def ascends(x: np.ndarray) -> bool:
+    """Whether x is a vector of ascending values, as knots are."""
     return x.ndim == 1 and x.size > 3 and bool(np.all(np.diff(x) > 0))

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprop.checking.domains import has_both_signs, has_structure, is_fixed, is_unit
+from jaxprop.checking.domains import ascends, has_both_signs, has_structure, is_fixed, is_unit
 from jaxprop.checking.judging import brief, judge, raised
 from jaxprop.checking.numerics import in_one_dtype
 from jaxprop.checking.plan import Plan
 from jaxprop.checking.point import Point
 from jaxprop.checking.report import Finding
-from jaxprop.checking.subject import PyTree, Subject, floats, is_float, is_key
+from jaxprop.checking.subject import PyTree, Subject, floats, is_float, is_key, on_device
 
 CHECK = "edges"
 FEW = 200
@@ -51,6 +51,7 @@ def _first_row(x: np.ndarray, value: int) -> np.ndarray:
     return y
 
 
+LAST = "the last index"
 MASKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "nothing kept": np.zeros_like,
     "everything kept": np.ones_like,
@@ -58,7 +59,7 @@ MASKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 INTEGERS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "zeros": lambda x, n: np.zeros_like(x),
-    "the last index": lambda x, n: np.full_like(x, n - 1),
+    LAST: lambda x, n: np.full_like(x, n - 1),
     "reversed": lambda x, n: x[::-1] if x.ndim else x,
 }
 
@@ -107,10 +108,21 @@ def _at_other_edges(s: Subject) -> Iterator[tuple[str, Subject]]:
             continue
         x = np.asarray(leaves[0])
         for edge, y in _other_values(x, s.args).items():
-            arg = jax.tree.map(lambda leaf, y=y: jnp.asarray(y, leaf.dtype), s.args[position])
+            arg = jax.tree.map(lambda leaf, y=y: on_device(y, leaf.dtype), s.args[position])
             args = (*s.args[:position], arg, *s.args[position + 1 :])
-            if not np.array_equal(x, y):
+            if not np.array_equal(x, y) and not (edge == LAST and _out_of_range(s, args, y)):
                 yield f"{edge} in {name}", s.at(args)
+
+
+def _out_of_range(s: Subject, args: tuple[PyTree, ...], y: np.ndarray) -> bool:
+    """Whether the index before the last gives the same value: then both are dropped or clamped."""
+    others = [a - (a.dtype.type(1)) if a is not b and np.array_equal(a, y) else a
+              for a, b in zip(args, s.args, strict=True)]  # fmt: skip
+    try:
+        pairs = zip(floats(s.call(*args)), floats(s.call(*others)), strict=True)
+        return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
+    except Exception:
+        return True
 
 
 def _other_values(x: np.ndarray, args: tuple[PyTree, ...]) -> dict[str, np.ndarray]:
@@ -131,7 +143,7 @@ def _with(
         if not is_float(leaf):
             return leaf
         x = np.asarray(leaf, np.float64)
-        return leaf if has_structure(x) else jnp.asarray(make(x), leaf.dtype)
+        return leaf if has_structure(x) else on_device(make(x), leaf.dtype)
 
     return tuple(jax.tree.map(changed, a) if i in positions else a for i, a in enumerate(args))
 
@@ -149,6 +161,8 @@ def _softened(s: Subject, here: Subject, found: Iterator[Finding]) -> Iterator[F
         for a, b in zip(floats(s.args), floats(here.args), strict=True)
     ]
     beyond = next((said for a, b in pairs if (said := _beyond(a.astype(float), b))), "")
+    if len(pairs) > 1 and any(ascends(a) and not ascends(b) for a, b in pairs):
+        beyond = "the values given ascend"
     for finding in found:
         doubtful = beyond and finding.verdict == "FAIL"
         yield replace(finding, verdict="WARN", message=beyond) if doubtful else finding

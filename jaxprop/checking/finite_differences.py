@@ -4,11 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxprop.checking.compiling import quickly
-from jaxprop.checking.subject import PyTree, floats, is_float
+from jaxprop.checking.subject import PyTree, floats, is_float, on_device
 
 # Steps, relative to the leaf's largest value; the one whose two estimates agree best is taken.
 STEPS = (1e-2, 1e-3, 1e-4, 1e-6)
@@ -34,7 +33,7 @@ class Differences:
 
         def at(here: list[np.ndarray]) -> list[np.ndarray]:
             parts = iter(here)
-            moved = [jnp.asarray(next(parts), x.dtype) if is_float(x) else x for x in leaves]
+            moved = [on_device(next(parts), x.dtype) if is_float(x) else x for x in leaves]
             values = compiled(*jax.tree.unflatten(structure, moved))
             return [np.asarray(y, np.float64) for y in floats(values)]
 

@@ -19,6 +19,8 @@ from jaxprop.checking.subject import Subject, floats, labels
 
 # The rounding left in float64 where terms of the size of g cancel.
 NOISE = 64 * 2.0**-52
+# What jax says of a cotangent that is not of its argument's type.
+REFUSED = "bwd rule must produce an output with the same type"
 OTHER_SUBGRADIENT = "another subgradient of a kink"
 NOT_TOGETHER = "a subgradient for each argument, but together none: each takes all of g at a tie?"
 REFERENCE_OFF = "finite differences of f side with f: the reference is inaccurate here"

@@ -5,21 +5,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxprop.checking.compiling import quickly
-from jaxprop.checking.judging import NOISE, brief, on_a_kink, raised, same, size_of
+from jaxprop.checking.judging import NOISE, REFUSED, brief, on_a_kink, raised, same, size_of
 from jaxprop.checking.plan import Plan
 from jaxprop.checking.probing import pull, select
 from jaxprop.checking.report import Finding
-from jaxprop.checking.subject import PyTree, Subject, floats, is_float
+from jaxprop.checking.subject import PyTree, Subject, floats, is_float, is_key, on_device
 
 CHECK = "transforms"
 DEVICES = 2
 VMA = "sum a shared argument's cotangent over the axes on which it varies and its primal does not"
-REFUSED = "bwd rule must produce an output with the same type"
 AUTO = "run the backward through jax.sharding.auto_axes, or use a mesh with Auto axes"
 
 
@@ -32,7 +32,7 @@ def meshes(s: Subject, plan: Plan) -> Iterator[Finding]:
         return
     with jax.enable_x64(True):
         s = s.at(_of_even_batch(plan.widened(s.args)))
-        if problem := raised(lambda: s.call(*s.args)):
+        if problem := raised(lambda: plan.shapes_of(s.call, s.args)):
             message = f"f does not take a doubled batch: {brief(problem)}"
             yield Finding(CHECK, "several devices", "SKIP", message=message)
             return
@@ -64,7 +64,10 @@ def _of_even_batch(args: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
     length = _batch_length(args)
 
     def doubled(x: jax.Array) -> jax.Array:
-        return jnp.concatenate([x, x]) if _is_batched(x, length) else x
+        if not _is_batched(x, length):
+            return x
+        twice = np.concatenate([np.asarray(x)] * DEVICES) if not is_key(x) else None
+        return jnp.concatenate([x] * DEVICES) if twice is None else on_device(twice, x.dtype)
 
     return jax.tree.map(doubled, args)
 
@@ -195,7 +198,7 @@ def _on_mesh(
     """A jitted gradient, the batch sharded; the answer is the unsharded one."""
     mesh, truth = _mesh(kind), plan.truth
     g = plan.random_g(s, s.args)
-    expected = pull(s.call, s.args, g)
+    expected = plan.run(s.call, s.args, g).cotangents
 
     def run(f: Callable[..., PyTree]) -> list[jax.Array]:
         with jax.set_mesh(mesh):

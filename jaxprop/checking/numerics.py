@@ -144,9 +144,9 @@ def _taken(s: Subject, plan: Plan, dtype: Any, draws: int) -> _Draws:
     truth = plan.truth
     with jax.enable_x64(dtype == jnp.float64):
         args = in_dtype(s.args, dtype)
-        if problem := raised(lambda: jax.eval_shape(s.call, *args)):
+        if problem := raised(lambda: plan.shapes_of(s.call, args)):
             raise _Rejected("SKIP", f"f does not take it: {brief(problem)}")
-        y = floats(jax.eval_shape(s.call, *args))
+        y = floats(plan.shapes_of(s.call, args))
         gs = [normal(plan.seed + draw, y) for draw in range(draws)]
         try:
             got = [_both(plan.run(s.call, args, g, as_users_do=True)) for g in gs]
@@ -164,7 +164,7 @@ def _taken(s: Subject, plan: Plan, dtype: Any, draws: int) -> _Draws:
 def _automatic(
     plan: Plan, truth: Callable[..., PyTree], args: tuple, gs: list[Cotangent]
 ) -> list[list[np.ndarray]]:
-    y = floats(jax.eval_shape(truth, *args))
+    y = floats(plan.shapes_of(truth, args))
     cast = [[x.astype(leaf.dtype) for x, leaf in zip(g, y, strict=True)] for g in gs]
     return [_both(plan.run(truth, args, g, as_users_do=True)) for g in cast]
 

@@ -1,6 +1,6 @@
 """What a check is run with: the options, and how precisely f and its reference compute."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,10 +10,11 @@ import numpy as np
 
 from jaxprop.checking.comparison import as_float64
 from jaxprop.checking.compiling import quickly
+from jaxprop.checking.domains import is_simplex, keeper
 from jaxprop.checking.finite_differences import Differences, Estimate
 from jaxprop.checking.inlining import equations
 from jaxprop.checking.probing import Answer, Cotangent, answer, normal
-from jaxprop.checking.subject import PyTree, Subject, floats, in_dtype, labels
+from jaxprop.checking.subject import PyTree, Subject, floats, in_dtype, is_float, labels, on_device
 
 # What agreement to ask of arithmetic in each precision, relative to the leaf's largest value.
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "float16": 2e-2, "bfloat16": 4e-2}
@@ -59,6 +60,7 @@ class Plan:
     precision: Precision
     truth_precision: Precision
     compiled: dict[tuple[Callable, bool], Callable] = field(default_factory=dict)
+    traced: dict[Hashable, PyTree] = field(default_factory=dict)
     differences: dict[Any, Differences] = field(default_factory=dict)
 
     @property
@@ -80,6 +82,15 @@ class Plan:
         """Whether f is a surrogate and nobody says of what: there is no gradient to hold it to."""
         return self.surrogate and self.truth is None
 
+    def shapes_of(self, f: Callable[..., PyTree], args: tuple[PyTree, ...]) -> PyTree:
+        """`jax.eval_shape(f, *args)`, traced once per function, shapes and dtypes."""
+        leaves, structure = jax.tree.flatten(args)
+        types = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+        key = (f, str(structure), types, jnp.zeros(()).dtype)
+        if key not in self.traced:
+            self.traced[key] = jax.eval_shape(f, *args)
+        return self.traced[key]
+
     def run(
         self,
         f: Callable[..., PyTree],
@@ -98,8 +109,12 @@ class Plan:
         return on_host(self.compiled[key](args, g))
 
     def widened(self, args: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
-        """The arguments as f takes them where its algebra is judged; inside enable_x64."""
-        return in_dtype(args, self.precision.run)
+        """The arguments as f takes them where its algebra is judged; inside enable_x64.
+
+        Probabilities that summed to 1 in a coarser dtype do so again.
+        """
+        wide = in_dtype(args, self.precision.run)
+        return jax.tree.map(_summing_to_one, wide)
 
     def expected(self, s: Subject, args: tuple[PyTree, ...], g: Cotangent) -> Answer:
         """The true value and cotangents, in float64; nan where nothing is known."""
@@ -112,7 +127,7 @@ class Plan:
                 )
             else:
                 args = in_dtype(args, self.truth_precision.run)
-                y = floats(jax.eval_shape(self.truth, *args))
+                y = floats(self.shapes_of(self.truth, args))
                 g = [x.astype(leaf.dtype) for x, leaf in zip(g, y, strict=True)]
                 values, cotangents = self.run(self.truth, args, g)
         return Answer(values, self.with_intended_zeros(s, cotangents))
@@ -136,7 +151,12 @@ class Plan:
         return any(label == name or label.startswith(f"{name}[") for name in self.intended_zero)
 
     def random_g(self, s: Subject, args: tuple[PyTree, ...], draw: int = 0) -> Cotangent:
-        return normal(self.seed + draw, floats(jax.eval_shape(s.call, *args)))
+        return normal(self.seed + draw, floats(self.shapes_of(s.call, args)))
+
+
+def _summing_to_one(leaf: jax.Array) -> jax.Array:
+    x = np.asarray(leaf) if is_float(leaf) else None
+    return leaf if x is None or not is_simplex(x) else on_device(keeper(x)(x), leaf.dtype)
 
 
 def on_host(found: Answer) -> Answer:

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxprop.checking.subject import PyTree, floats, is_float
+from jaxprop.checking.subject import PyTree, floats, is_float, on_device
 
 Cotangent = list[jax.Array]
 
@@ -64,7 +63,7 @@ def cotangent(seed: int, y: PyTree) -> PyTree:
 
 def normal(seed: int, leaves: list[Any]) -> Cotangent:
     random = np.random.default_rng(seed)
-    return [jnp.asarray(random.normal(size=leaf.shape), leaf.dtype) for leaf in leaves]
+    return [on_device(random.normal(size=leaf.shape), leaf.dtype) for leaf in leaves]
 
 
 def one_hots(y: PyTree) -> list[Cotangent]:
@@ -82,4 +81,4 @@ def _one_hot(leaf: Any, entry: int | None) -> jax.Array:
     flat = np.zeros(leaf.size)
     if entry is not None:
         flat[entry] = 1
-    return jnp.asarray(flat.reshape(leaf.shape), leaf.dtype)
+    return on_device(flat.reshape(leaf.shape), leaf.dtype)

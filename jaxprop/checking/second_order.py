@@ -59,7 +59,7 @@ def _oracle(
     assert plan.truth is not None
     dtype = plan.truth_precision.run
     args = jax.tree.map(lambda x: x * factor if is_float(x) else x, in_dtype(args, dtype))
-    y = floats(jax.eval_shape(plan.truth, *args))
+    y = floats(plan.shapes_of(plan.truth, args))
     cast = [x.astype(leaf.dtype) for x, leaf in zip(g, y, strict=True)]
     return in_one_program(partial(run, plan.truth), args, cast, [x.astype(dtype) for x in v])
 

@@ -131,7 +131,7 @@ def _arrays(tree: PyTree) -> PyTree:
     )
 
 
-def is_float(leaf: jax.Array) -> bool:
+def is_float(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
@@ -140,13 +140,18 @@ def is_key(leaf: jax.Array) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) or leaf.dtype == jnp.uint32
 
 
+def on_device(x: Any, dtype: Any) -> jax.Array:
+    """x as a jax array of this dtype, cast on the host: jax would compile a cast for each shape."""
+    return jnp.asarray(np.asarray(x).astype(dtype), dtype)
+
+
 def in_dtype(tree: PyTree, dtype: Any) -> PyTree:
     """The floating leaves of a tree in another dtype; cast on the host, where nothing compiles."""
 
     def cast(leaf: jax.Array) -> jax.Array:
         if not is_float(leaf) or leaf.dtype == dtype:
             return leaf
-        return jnp.asarray(np.asarray(leaf).astype(dtype))
+        return on_device(leaf, dtype)
 
     return jax.tree.map(cast, tree)
 

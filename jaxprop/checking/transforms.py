@@ -21,7 +21,7 @@ from jaxprop.checking.judging import brief, raised, same
 from jaxprop.checking.plan import Plan
 from jaxprop.checking.probing import Cotangent, pull
 from jaxprop.checking.report import Finding
-from jaxprop.checking.subject import PyTree, Subject, floats, in_dtype, is_float
+from jaxprop.checking.subject import PyTree, Subject, floats, in_dtype, is_float, is_key, on_device
 
 CHECK = "transforms"
 BATCH = 3
@@ -169,15 +169,20 @@ def _mixed(args: tuple[PyTree, ...], other: tuple[PyTree, ...], mapped: list[int
 
 
 def _stack(trees: Sequence[PyTree]) -> PyTree:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    def stack(*leaves: jax.Array) -> jax.Array:
+        if is_key(leaves[0]):
+            return jnp.stack(leaves)
+        return on_device(np.stack([np.asarray(x) for x in leaves]), leaves[0].dtype)
+
+    return jax.tree.map(stack, *trees)
 
 
 def _one_by_one(s: Subject, each: list, mapped: list[int], sums: bool) -> list[jax.Array]:
     """The gradients of each example; summed for what the examples share, if asked."""
     owners = [i for i, arg in enumerate(s.args) for _ in floats(arg)]
-    stacked = [jnp.stack(leaves) for leaves in zip(*each, strict=True)]
+    stacked = [np.stack([np.asarray(d) for d in leaves]) for leaves in zip(*each, strict=True)]
     return [
-        d if owner in mapped or not sums else jnp.sum(d, axis=0)
+        d if owner in mapped or not sums else np.sum(d, axis=0)
         for owner, d in zip(owners, stacked, strict=True)
     ]
 
