@@ -1,6 +1,7 @@
 """The algebra in float64: right for random cotangents, and linear in them."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from jaxprop.checking.report import Finding
 from jaxprop.checking.subject import Subject, labels
 
 DRAWS = 3
+ON_PURPOSE = "not linear in g; a surrogate may mean it so"
 # float16 has no more than five bits of exponent to spare.
 POWERS = (60, 24, 10, 1, -1, -10, -24, -60)
 POWERS_OF_HALF_PRECISION = (8, 1, -1, -8)
@@ -46,9 +48,9 @@ def algebra(s: Subject, plan: Plan) -> Iterator[Finding]:
 def _repro(s: Subject, plan: Plan, transform: str) -> str:
     if not transform.startswith("g "):
         return ""
-    seed = plan.seed + int(transform[2:])
+    seed, name = plan.seed + int(transform[2:]), s.name if s.name.isidentifier() else "f"
     return (
-        f"with jax.enable_x64(True): y, vjp = jax.vjp({s.name}, *args); "
+        f"with jax.enable_x64(True): y, vjp = jax.vjp({name}, *args); "
         f"vjp(jaxprop.checking.cotangent({seed}, y))  # args in {plan.precision.run.name}"
     )
 
@@ -88,9 +90,11 @@ def linearity(s: Subject, plan: Plan) -> Iterator[Finding]:
 
     yield from _zero_stays_zero(s, zero)
     for transform, (got, expected) in cases.items():
-        yield from same(
+        for finding in same(
             s, "linearity", transform, got, expected, tolerance, floor=floor, again=rounded
-        )
+        ):
+            meant = plan.unstated and finding.verdict == "FAIL"
+            yield replace(finding, verdict="WARN", message=ON_PURPOSE) if meant else finding
 
 
 def _powers(plan: Plan) -> tuple[int, ...]:

@@ -9,14 +9,19 @@ from jaxprop.checking.plan import Plan
 from jaxprop.checking.probing import Cotangent, pull
 from jaxprop.checking.report import Finding
 from jaxprop.checking.subject import PyTree, Subject, positional
+from jaxprop.rule import Rule
 
 CHECK = "contract"
 
 
 def calling(s: Subject, plan: Plan) -> Iterator[Finding]:
-    """Check 1, continued: a bare `custom_vjp` may refuse what its signature promises."""
+    """Check 1, continued: a bare `custom_vjp` may refuse what its signature promises.
+
+    Others (a partial, `jax.vmap(f)`) show the signature of what they wrap and promise nothing.
+    """
     parameters = [p for p in positional(s.whole) if p.kind is p.POSITIONAL_OR_KEYWORD]
-    if s.static or len(parameters) < len(s.args):
+    promises = isinstance(s.whole, (jax.custom_vjp, Rule))
+    if not promises or s.static or len(parameters) < len(s.args):
         return
     names = [p.name for p in parameters]
 

@@ -16,6 +16,8 @@ def in_context(outcomes: Iterable[Finding]) -> list[Finding]:
         if outcome.verdict == "FAIL":
             by_argument.setdefault(outcome.argument, []).append(outcome)
     said = {argument: _only(found) for argument, found in by_argument.items()}
+    if all(o.check == "second order" for o in outcomes if o.verdict == "FAIL"):
+        said = dict.fromkeys(by_argument, "right once, wrong twice: only the second order is")
     return [
         replace(o, hint=_joined(said[o.argument], o.hint)) if o.verdict == "FAIL" else o
         for o in outcomes
@@ -57,6 +59,5 @@ _PLACES: dict[str, Place] = {
     "wrong only in shard_map": _at("transforms", "shard_map"),
     "wrong only for other shapes": _at("shapes"),
     "wrong only in low precision": lambda o: o.check == "numerics" and "float16" in o.transform,
-    "right once, wrong twice: only the second order is": _at("second order"),
     "wrong only when calls mingle": _at("purity"),
 }

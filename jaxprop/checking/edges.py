@@ -78,7 +78,7 @@ def edges(s: Subject, plan: Plan) -> Iterator[Finding]:
         yield from _softened(s, here, _exact(here, plan, transform))
         if plan.truth is not None and jnp.float32 in plan.dtypes:
             found = in_one_dtype(
-                here, plan, jnp.float32, CHECK, f"{transform}, float32", draws=1, extreme=True
+                here, plan, jnp.float32, CHECK, f"{transform}, float32", extreme=True
             )
             if not _undefined(here, plan):
                 yield from _softened(s, here, found)

@@ -86,7 +86,8 @@ def _ratio(d: Difference, devices: int, alike: float) -> str:
         return f"a ratio of {_shown(ratio)}, the number of devices: psum {times}?"
     word = "missing" if 0 < ratio < 1 or ratio < 0 else "too many"
     factor = 1 / ratio if 0 < abs(ratio) < 1 else ratio
-    return f"a constant ratio of {_shown(ratio)}: a factor {factor:.6g} {word}?"
+    rounded = round(factor) if abs(factor - round(factor)) < 1e-2 * abs(factor) else factor
+    return f"a constant ratio of {_shown(ratio)}: a factor {rounded:.6g} {word}?"
 
 
 def _either(ratio: float, n: int, alike: float) -> bool:

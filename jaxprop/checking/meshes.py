@@ -44,7 +44,7 @@ def meshes(s: Subject, plan: Plan) -> Iterator[Finding]:
 
 
 def _why_not(s: Subject, plan: Plan) -> str:
-    if jax.device_count() < DEVICES:
+    if len(_devices()) < DEVICES:
         return f"one device; set JAX_NUM_CPU_DEVICES={DEVICES} before jax starts"
     if plan.truth is None or plan.surrogate:
         return "no reference to run the same way"
@@ -86,8 +86,13 @@ def _put(mesh: Mesh, tree: PyTree, args: tuple[PyTree, ...]) -> PyTree:
     return jax.tree.map(lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), tree, specs)
 
 
+def _devices() -> list[jax.Device]:
+    """The accelerators, or where there is but one the host's."""
+    return jax.devices() if jax.device_count() >= DEVICES else jax.devices("cpu")
+
+
 def _mesh(kind: AxisType) -> Mesh:
-    return jax.make_mesh((DEVICES,), ("data",), axis_types=(kind,), devices=jax.devices()[:DEVICES])
+    return jax.make_mesh((DEVICES,), ("data",), axis_types=(kind,), devices=_devices()[:DEVICES])
 
 
 def _in_shard_map(s: Subject, plan: Plan, check: bool, tolerance: float) -> Iterator[Finding]:

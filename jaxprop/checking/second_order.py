@@ -35,7 +35,7 @@ def second_order(s: Subject, plan: Plan) -> Iterator[Finding]:
         for way, run in ways.items():
 
             def oracle(factor: float = 1.0, run: Callable = run) -> tuple[list, list]:
-                return _oracle(plan, s.args, g, v, run, factor)
+                return _oracle(plan, wide, g, v, run, factor)
 
             try:
                 expected = oracle()

@@ -17,6 +17,7 @@ from jax import export, lax
 
 from jaxprop.checking.compiling import in_one_program
 from jaxprop.checking.domains import is_fixed
+from jaxprop.checking.inlining import equations
 from jaxprop.checking.judging import brief, raised, same
 from jaxprop.checking.plan import Plan
 from jaxprop.checking.probing import Cotangent, pull
@@ -177,7 +178,7 @@ def _stack(trees: Sequence[PyTree]) -> PyTree:
     return jax.tree.map(stack, *trees)
 
 
-def _one_by_one(s: Subject, each: list, mapped: list[int], sums: bool) -> list[jax.Array]:
+def _one_by_one(s: Subject, each: list, mapped: list[int], sums: bool) -> list[np.ndarray]:
     """The gradients of each example; summed for what the examples share, if asked."""
     owners = [i for i, arg in enumerate(s.args) for _ in floats(arg)]
     stacked = [np.stack([np.asarray(d) for d in leaves]) for leaves in zip(*each, strict=True)]
@@ -189,7 +190,7 @@ def _one_by_one(s: Subject, each: list, mapped: list[int], sums: bool) -> list[j
 
 def _pulled_one_by_one(
     s: Subject, examples: list, gs: list, mapped: list[int], sums: bool
-) -> list[jax.Array]:
+) -> list[np.ndarray]:
     each = [pull(s.call, args, g) for args, g in zip(examples, gs, strict=True)]
     return _one_by_one(s, each, mapped, sums)
 
@@ -283,5 +284,13 @@ def _lowers(s: Subject, plan: Plan) -> Finding:
             except Exception:
                 message = "what is compared with does not lower there either"
                 return Finding(CHECK, transform, "SKIP", message=message)
+            if _calls_back(gradient(s.call), args):
+                message = "a callback to Python lowers for one platform only"
+                return Finding(CHECK, transform, "SKIP", message=message)
             return Finding(CHECK, transform, "FAIL", message=f"raises {brief(error)}")
     return Finding(CHECK, transform, "PASS")
+
+
+def _calls_back(f: Callable[..., Any], args: tuple[PyTree, ...]) -> bool:
+    program = jax.make_jaxpr(f)(*args).jaxpr
+    return any(eqn.primitive.name.endswith("callback") for eqn in equations(program))

@@ -119,7 +119,7 @@ def each_loss(x: Examples, found: Statistics) -> jax.Array:
 def _of_classes(x: Examples, found: Statistics) -> jax.Array:
     """-sum(t * log_p) without its smoothing: one logit is read, no row of 0 and 1 is made."""
     exists, _ = _legal(x.labels, x.classes)
-    log_p = _shifted(at_label(x.logits, x.labels)[..., None].astype(x.dtype), found)
+    log_p = shifted(at_label(x.logits, x.labels)[..., None].astype(x.dtype), found)
     losses = -_product((1 - x.smoothing) * x.share, log_p)
     return losses * jnp.where(exists, 1, jnp.nan).astype(x.dtype)[..., None]
 
@@ -163,7 +163,7 @@ def logsumexps(x: Examples, found: Statistics) -> jax.Array:
 
 def log_probabilities(x: Examples, found: Statistics) -> jax.Array:
     """log_p; 0 where the label is ignored, whatever the logits are there."""
-    return jnp.where(x.kept, _shifted(x.logits.astype(x.dtype), found), 0)  # F5
+    return jnp.where(x.kept, shifted(x.logits.astype(x.dtype), found), 0)  # F5
 
 
 def targets(x: Examples) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -196,7 +196,7 @@ def _product(t: jax.Array | float, log_p: jax.Array) -> jax.Array:
     return t * possible(log_p, t)
 
 
-def _shifted(logits: jax.Array, found: Statistics) -> jax.Array:
+def shifted(logits: jax.Array, found: Statistics) -> jax.Array:
     return (logits - found.largest) - found.log_sum
 
 

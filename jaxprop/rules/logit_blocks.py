@@ -188,14 +188,15 @@ def _where_given(argument: jax.Array | None, terms: jax.Array) -> jax.Array | No
     return None if argument is None else jnp.sum(terms)
 
 
-def check_linear(owner: str, inputs: LinearInputs, block: int) -> None:
+def check_linear(owner: str, name: str, inputs: LinearInputs, block: int) -> None:
+    """TypeError or ValueError where they do not fit; name is what the rule calls its labels."""
     h, w, labels = inputs.h, inputs.w, inputs.labels
     floating(owner, "h", h)
     floating(owner, "w", w)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(
-            f"{owner}: labels must be integers, got {labels.dtype}. Convert them with "
-            "labels.astype; for distributions use softmax_cross_entropy on whole logits."
+            f"{owner}: {name} must be integers, got {labels.dtype}. Convert them with "
+            f"{name}.astype; for distributions use softmax_cross_entropy on whole logits."
         )
     if h.ndim < 1 or w.ndim != 2 or w.shape[-1] < 1 or h.shape[-1] != w.shape[0]:
         raise ValueError(
@@ -204,8 +205,8 @@ def check_linear(owner: str, inputs: LinearInputs, block: int) -> None:
         )
     if labels.shape != h.shape[:-1]:
         raise ValueError(
-            f"{owner}: labels must be {h.shape[:-1]}, one for each row of h, got {labels.shape}. "
-            "Give each row one label."
+            f"{owner}: {name} must be {h.shape[:-1]}, one for each row of h, got {labels.shape}. "
+            "Add, drop or repeat an axis."
         )
     if isinstance(block, bool) or not isinstance(block, int) or block < 1:
         raise ValueError(
