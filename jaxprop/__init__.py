@@ -21,9 +21,11 @@ from jaxprop.rules.linear import linear
 from jaxprop.rules.linear_cross_entropy import linear_cross_entropy
 from jaxprop.rules.losses import mean_squared_error
 from jaxprop.rules.penalties import elastic_net, l1, l2
+from jaxprop.rules.robust_losses import huber, log_cosh, mean_absolute_error
 from jaxprop.rules.rotary import rotary
 from jaxprop.rules.self_gated import gelu, silu
 from jaxprop.rules.softmax import softmax
+from jaxprop.rules.token_log_probs import linear_token_log_probs, token_log_probs
 from jaxprop.tracing import Trace, trace
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "elastic_net",
     "elementwise",
     "gelu",
+    "huber",
     "identity",
     "l1",
     "l2",
@@ -53,6 +56,9 @@ __all__ = [
     "leaky_relu",
     "linear",
     "linear_cross_entropy",
+    "linear_token_log_probs",
+    "log_cosh",
+    "mean_absolute_error",
     "mean_squared_error",
     "relu",
     "rms_norm",
@@ -65,6 +71,7 @@ __all__ = [
     "softmax_cross_entropy",
     "softplus",
     "tanh",
+    "token_log_probs",
     "trace",
     "value_and_grad",
 ]

@@ -10,9 +10,11 @@ from jaxprop.rules.linear import linear
 from jaxprop.rules.linear_cross_entropy import linear_cross_entropy
 from jaxprop.rules.losses import mean_squared_error
 from jaxprop.rules.penalties import elastic_net, l1, l2
+from jaxprop.rules.robust_losses import huber, log_cosh, mean_absolute_error
 from jaxprop.rules.rotary import rotary
 from jaxprop.rules.self_gated import gelu, silu
 from jaxprop.rules.softmax import softmax
+from jaxprop.rules.token_log_probs import linear_token_log_probs, token_log_probs
 
 CATALOGUE: tuple[Rule, ...] = (
     # Linear maps
@@ -35,8 +37,13 @@ CATALOGUE: tuple[Rule, ...] = (
     rotary,
     # Losses: regression, then cross-entropies
     mean_squared_error,
+    mean_absolute_error,
+    huber,
+    log_cosh,
     softmax_cross_entropy,
     linear_cross_entropy,
+    token_log_probs,
+    linear_token_log_probs,
     sigmoid_binary_cross_entropy,
     # Penalties: on parameters, then on activations
     l2,

@@ -10,10 +10,12 @@ from jaxprop.rules import (
     linear_cross_entropy,
     losses,
     penalties,
+    robust_losses,
     rotary,
     rotary_scaling,
     self_gated,
     softmax,
+    token_log_probs,
 )
 
 __all__ = [
@@ -26,8 +28,10 @@ __all__ = [
     "linear_cross_entropy",
     "losses",
     "penalties",
+    "robust_losses",
     "rotary",
     "rotary_scaling",
     "self_gated",
     "softmax",
+    "token_log_probs",
 ]
