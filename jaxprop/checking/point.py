@@ -75,35 +75,41 @@ class Point:
         return [*self.expected.values, *self.expected.cotangents]
 
     def at_kinks(self, leaf: int, d: Difference, slack: float, near: float = NEAR) -> np.ndarray:
-        """Which wrong elements are another subgradient of a kink, as a mask.
+        """Which wrong elements are another subgradient of a kink, as a mask: all or none.
 
         Element by element, the value must lie between the gradients on both sides; and along
         directions in which the function is smooth (all tied entries shifted together), the
         gradient as a whole must have the right slope.
         """
         h = near * (largest(self.leaves[leaf]) if np.any(self.leaves[leaf]) else 1.0)
-        order = np.argsort(-d.error, axis=None, kind="stable")[: int(d.wrong.sum())]
-        for neighbours in NEIGHBOURS:
-            excused = self._excused(leaf, d, order[:ONE_BY_ONE], h, slack, neighbours)
-            if excused.flat[order[:ONE_BY_ONE]].all():
-                break
-        else:
-            return excused
-        if not all(self._right_slope(leaf, d, v, h, slack) for v in _shifts(d)):
-            return np.zeros(d.wrong.shape, bool)
-        return d.wrong
+        some = _worst_of(d)
+        right = (
+            self._jumps(leaf, some[0], h, max(1e-6 * d.scale, slack))
+            and any(self._between(leaf, d, some, h, slack, count) for count in NEIGHBOURS)
+            and all(self._right_slope(leaf, d, v, h, slack) for v in _shifts(d))
+        )
+        return d.wrong if right else np.zeros(d.wrong.shape, bool)
 
-    def _excused(
-        self, leaf: int, d: Difference, some: np.ndarray, h: float, slack: float, neighbours: int
-    ) -> np.ndarray:
-        """Which of some elements lie between the gradients around them, as a mask."""
-        hull, closer_hull = self._hull(leaf, h, neighbours), self._hull(leaf, h / 16, neighbours)
-        excused = np.zeros(d.wrong.shape, bool)
-        for i in some:
+    def _jumps(self, leaf: int, i: int, h: float, least: float) -> bool:
+        """Whether the true gradient of one element is another one nearby: few points will tell."""
+        around = [
+            *(x.flat[i] for x in self._hull(leaf, h, NEIGHBOURS[0])),
+            *self._sides(leaf, i, h),
+        ]
+        return bool(max(around) - min(around) > least)
+
+    def _between(
+        self, leaf: int, d: Difference, some: np.ndarray, h: float, slack: float, count: int
+    ) -> bool:
+        """Whether all of some elements lie between the gradients at so many points nearby."""
+        hull, closer_hull = self._hull(leaf, h, count), self._hull(leaf, h / 16, count)
+
+        def excused(i: int) -> bool:
             bounds = [*(x.flat[i] for x in hull), *self._sides(leaf, i, h)]
             closer = [*(x.flat[i] for x in closer_hull), *self._sides(leaf, i, h / 16)]
-            excused.flat[i] = _between(d.got.flat[i], bounds, closer, slack, d.scale)
-        return excused
+            return _between(d.got.flat[i], bounds, closer, slack, d.scale)
+
+        return all(map(excused, some))
 
     def _gradient(self, leaf: int, move: np.ndarray) -> np.ndarray:
         """The true cotangent of one leaf, that leaf moved."""
@@ -179,20 +185,26 @@ class Point:
             return Point(self.s, self.plan, args, self.g)
 
     def sides_with_f(self, leaf: int, d: Difference) -> np.ndarray:
-        """Which wrong elements finite differences of f's own value confirm, as a mask."""
-        confirmed = np.zeros(d.wrong.shape, bool)
+        """Which wrong elements finite differences of f's own value confirm: all or none."""
         if self.plan.precision.inside != jnp.float64 or self.plan.truth is None:
-            return confirmed
+            return np.zeros(d.wrong.shape, bool)
         weights = [np.asarray(x, np.float64) for x in self.g]
         with jax.enable_x64(True):
             taken = self.plan.differences_at(self.s, self.args)
-            order = np.argsort(-d.error, axis=None, kind="stable")[: int(d.wrong.sum())]
-            for i in order[:ONE_BY_ONE]:
+
+            def sides(i: int) -> bool:
                 value, error = taken.element(leaf, int(i), weights)
                 gap = 0.05 * d.error.flat[i]
-                if np.isfinite(gap) and abs(value - d.got.flat[i]) + error <= gap:
-                    confirmed.flat[i] = True
-        return d.wrong if confirmed.flat[order[:ONE_BY_ONE]].all() else confirmed
+                return bool(np.isfinite(gap) and abs(value - d.got.flat[i]) + error <= gap)
+
+            confirmed = all(map(sides, _worst_of(d)))
+        return d.wrong if confirmed else np.zeros(d.wrong.shape, bool)
+
+
+def _worst_of(d: Difference) -> np.ndarray:
+    """The flat indices of the worst elements, the worst first, as many as are looked into."""
+    order = np.argsort(-d.error, axis=None, kind="stable")
+    return order[: min(ONE_BY_ONE, int(d.wrong.sum()))]
 
 
 def _total(arrays: list[np.ndarray]) -> float:
