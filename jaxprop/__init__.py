@@ -14,8 +14,11 @@ from jaxprop.layers import Layer, dense, elementwise
 from jaxprop.rule import Case, Rule, automatic
 from jaxprop.rules.activations import identity, leaky_relu, relu, sigmoid, softplus, tanh
 from jaxprop.rules.activity import activity_l1, activity_l2
+from jaxprop.rules.attention import attention
+from jaxprop.rules.batch_norm import batch_norm, batch_norm_eval
 from jaxprop.rules.binary_cross_entropy import sigmoid_binary_cross_entropy
 from jaxprop.rules.cross_entropy import softmax_cross_entropy
+from jaxprop.rules.divergence import kl_divergence
 from jaxprop.rules.layer_norm import layer_norm, rms_norm
 from jaxprop.rules.linear import linear
 from jaxprop.rules.linear_cross_entropy import linear_cross_entropy
@@ -39,7 +42,10 @@ __all__ = [
     "Trace",
     "activity_l1",
     "activity_l2",
+    "attention",
     "automatic",
+    "batch_norm",
+    "batch_norm_eval",
     "chain",
     "check",
     "cost",
@@ -50,6 +56,7 @@ __all__ = [
     "gelu",
     "huber",
     "identity",
+    "kl_divergence",
     "l1",
     "l2",
     "layer_norm",

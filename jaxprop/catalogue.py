@@ -3,8 +3,11 @@
 from jaxprop.rule import Rule
 from jaxprop.rules.activations import identity, leaky_relu, relu, sigmoid, softplus, tanh
 from jaxprop.rules.activity import activity_l1, activity_l2
+from jaxprop.rules.attention import attention
+from jaxprop.rules.batch_norm import batch_norm, batch_norm_eval
 from jaxprop.rules.binary_cross_entropy import sigmoid_binary_cross_entropy
 from jaxprop.rules.cross_entropy import softmax_cross_entropy
+from jaxprop.rules.divergence import kl_divergence
 from jaxprop.rules.layer_norm import layer_norm, rms_norm
 from jaxprop.rules.linear import linear
 from jaxprop.rules.linear_cross_entropy import linear_cross_entropy
@@ -33,8 +36,12 @@ CATALOGUE: tuple[Rule, ...] = (
     # Normalisation: of rows
     rms_norm,
     layer_norm,
+    # Normalisation: of channels over a batch
+    batch_norm,
+    batch_norm_eval,
     # Sequences
     rotary,
+    attention,
     # Losses: regression, then cross-entropies
     mean_squared_error,
     mean_absolute_error,
@@ -44,6 +51,7 @@ CATALOGUE: tuple[Rule, ...] = (
     linear_cross_entropy,
     token_log_probs,
     linear_token_log_probs,
+    kl_divergence,
     sigmoid_binary_cross_entropy,
     # Penalties: on parameters, then on activations
     l2,

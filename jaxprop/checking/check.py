@@ -199,7 +199,10 @@ def _run(
     with np.errstate(all="ignore"):  # what is not finite is looked at, not computed with
         for name, run in checks:
             _say(s, run, started)
-            outcomes += _collected(name, run, s, plan)
+            if name == "second order" and _is_wrong(outcomes):
+                outcomes.append(Finding(name, "", "SKIP", message="the first order is wrong"))
+            else:
+                outcomes += _collected(name, run, s, plan)
     return in_context(outcomes), _notes(s, plan, outcomes)
 
 
@@ -212,6 +215,11 @@ def _collected(name: str, run: Check, s: Subject, plan: Plan) -> list[Finding]:
     except Exception as error:
         found.append(Finding(name, "", "FAIL", message=f"stopped by {brief(error)}"))
     return found
+
+
+def _is_wrong(outcomes: list[Finding]) -> bool:
+    """Whether the gradient itself is: its derivatives are then wrong in every argument."""
+    return any(o.check == "algebra" and o.verdict == "FAIL" for o in outcomes)
 
 
 def _never_runs(s: Subject) -> Finding:

@@ -33,7 +33,7 @@ def hint(
     return (
         _zero(d)
         or _equal_to_g(got, leaves, alike)
-        or _ratio(d, devices, alike)
+        or _ratio(d, args or {}, leaves, devices, alike)
         or _transposed(d, alike)
         or _parallel(d, args or {}, leaves)
         or _place(d)
@@ -63,10 +63,12 @@ def _equal_to_g(got: np.ndarray, g: Sequence[np.ndarray], alike: float) -> str:
     return ""
 
 
-def _ratio(d: Difference, devices: int, alike: float) -> str:
+def _ratio(
+    d: Difference, args: Mapping[str, Any], g: Sequence[np.ndarray], devices: int, alike: float
+) -> str:
     """One ratio everywhere, or along one axis."""
     large = np.abs(d.expected) > 1e-6 * d.scale
-    if not large.any() or (d.got.size > 1 and not np.ptp(np.abs(d.expected)) and d.got.size < 2):
+    if not large.any():
         return ""
     ratios = d.got[large] / d.expected[large]
     ratio = float(np.median(ratios))
@@ -74,20 +76,32 @@ def _ratio(d: Difference, devices: int, alike: float) -> str:
         return ""
     if abs(ratio + 1) <= alike:
         return "the wrong sign"
-    for axis, n in enumerate(d.got.shape):
-        if n > 1 and _either(ratio, n, alike):
-            which = "sum instead of mean" if ratio > 1 else "mean instead of sum"
-            return f"a ratio of {_shown(ratio)}, and axis {axis} has {n} entries: {which} over it?"
-    if d.got.size > 1 and _either(ratio, d.got.size, alike):
-        which = "sum instead of mean" if ratio > 1 else "mean instead of sum"
-        return f"a ratio of {_shown(ratio)}, and there are {d.got.size} elements: {which}?"
     if devices > 1 and _either(ratio, devices, alike):
         times = "once too often" if ratio > 1 else "once too little"
         return f"a ratio of {_shown(ratio)}, the number of devices: psum {times}?"
     word = "missing" if 0 < ratio < 1 or ratio < 0 else "too many"
     factor = 1 / ratio if 0 < abs(ratio) < 1 else ratio
     rounded = round(factor) if abs(factor - round(factor)) < 1e-2 * abs(factor) else factor
-    return f"a constant ratio of {_shown(ratio)}: a factor {rounded:.6g} {word}?"
+    said = f"a constant ratio of {_shown(ratio)}: a factor {rounded:.6g} {word}"
+    length = _length(d, ratio, args, g, alike)
+    which = "sum instead of mean" if ratio > 1 else "mean instead of sum"
+    return f"{said}, or {which} over {length}?" if length else f"{said}?"
+
+
+def _length(
+    d: Difference, ratio: float, args: Mapping[str, Any], g: Sequence[np.ndarray], alike: float
+) -> str:
+    """An axis, or a whole array, of as many entries as the ratio says."""
+    own = {"this argument": d.got, **args, **dict.fromkeys(["the output"], g[0] if g else d.got)}
+    shapes = {name: np.shape(array) for name, array in own.items()}
+    for name, shape in shapes.items():
+        for axis, n in enumerate(shape):
+            if n > 1 and _either(ratio, n, alike):
+                return f"axis {axis} of {name}, which has {n} entries"
+    for name, shape in shapes.items():
+        if len(shape) > 1 and _either(ratio, int(np.prod(shape)), alike):
+            return f"the {int(np.prod(shape))} elements of {name}"
+    return ""
 
 
 def _either(ratio: float, n: int, alike: float) -> bool:

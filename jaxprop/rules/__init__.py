@@ -3,8 +3,11 @@
 from jaxprop.rules import (
     activations,
     activity,
+    attention,
+    batch_norm,
     binary_cross_entropy,
     cross_entropy,
+    divergence,
     layer_norm,
     linear,
     linear_cross_entropy,
@@ -21,8 +24,11 @@ from jaxprop.rules import (
 __all__ = [
     "activations",
     "activity",
+    "attention",
+    "batch_norm",
     "binary_cross_entropy",
     "cross_entropy",
+    "divergence",
     "layer_norm",
     "linear",
     "linear_cross_entropy",

@@ -1,0 +1,216 @@
+"""Attention in tiles: some queries against some keys, so that T x S is never held.
+
+The softmax of a row is gathered tile by tile: its maximum and total so far, and the weighted sum
+of values that belongs to them, all rescaled when the maximum grows. Backward rebuilds the
+probabilities of a tile from the logarithm of the row's total. What a tile computes is marked with
+the lines of `attention`, whose mathematics it is.
+"""
+
+from dataclasses import dataclass
+from math import ceil
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxprop.array_types import accumulator
+from jaxprop.precision import matmul, up
+from jaxprop.rules.attention_operands import Operands, Reach
+
+
+class Tile(NamedTuple):
+    """Where a tile begins, and the first row and column of it that no tile before it has."""
+
+    q_start: jax.Array
+    q_new: jax.Array
+    k_start: jax.Array
+    k_new: jax.Array
+
+
+class Tiles(NamedTuple):
+    """All tiles of one size that are not wholly out of reach, one after the other."""
+
+    queries: int
+    keys: int
+    starts: Tile
+
+
+def tiles_of(queries: int, keys: int, reach: Reach, block_size: int) -> Tiles:
+    """Cut T x S into tiles of about block_size ** 2 entries.
+
+    All have the same size: the last ones reach back into those before them.
+    """
+    if not queries or not keys:
+        return Tiles(queries, keys, Tile(*np.zeros((4, 0), np.int32)))
+    area = block_size * block_size
+    wide = min(keys, area // min(queries, block_size))
+    m, n = _even(queries, min(queries, area // wide)), _even(keys, wide)
+    starts = [
+        (min(i, queries - m), i, min(j, keys - n), j)
+        for i in range(0, queries, m)
+        for j in range(0, keys, n)
+        if reach.sees_any(i, min(i + m, queries) - 1, j, min(j + n, keys) - 1)
+    ]
+    return Tiles(m, n, Tile(*np.array(starts, np.int32).reshape(-1, 4).T))
+
+
+def _even(length: int, block: int) -> int:
+    """The size of blocks that cover the length, as many as blocks of this size would be."""
+    return ceil(length / ceil(length / block))
+
+
+def forward_in_tiles(o: Operands) -> tuple[jax.Array, jax.Array]:
+    """(out, the logarithm of each row's total), (B, T, H, D) and (B, T, H, 1)."""
+    tiles = tiles_of(o.q.shape[1], o.k.shape[1], o.reach, o.block_size)
+
+    def step(whole: list[jax.Array], starts: Tile) -> tuple[list[jax.Array], None]:
+        tile = _Tile(o, tiles, starts)
+        weighted, total, largest = map(tile.queries, whole)
+        _, z = tile.scores()
+        higher = lax.stop_gradient(jnp.maximum(largest, jnp.max(z, axis=-1, keepdims=True)))
+        e, kept = jnp.exp(z - _finite(higher)), jnp.exp(largest - _finite(higher))  # F4
+        v = tile.keys(o.v)
+        weighted = kept * weighted + matmul(e.astype(v.dtype), v)
+        total = kept * total + jnp.sum(e, axis=-1, keepdims=True)  # F5
+        found = zip(whole, (weighted, total, higher), strict=True)
+        return [tile.set_queries(x, rows) for x, rows in found], None
+
+    nothing = accumulator(o.q, o.arrays)
+    column = nothing[..., :1]
+    whole, _ = lax.scan(step, [nothing, column, column - jnp.inf], tiles.starts)
+    weighted, total, largest = whole
+    total = jnp.where(total > 0, total, 1)
+    return (weighted / total).astype(o.q.dtype), _finite(largest) + jnp.log(total)  # F6, F7
+
+
+def backward_in_tiles(
+    o: Operands, out: jax.Array, log_total: jax.Array, g: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    """(dq, dk, dv, dscale, dbias); each probability and its gradients in one visit of its tile."""
+    tiles = tiles_of(o.q.shape[1], o.k.shape[1], o.reach, o.block_size)
+    delta = jnp.sum(up(g) * up(out), axis=-1, keepdims=True)  # B3, times -total
+
+    def step(whole: list, starts: Tile) -> tuple[list, None]:
+        tile = _Tile(o, tiles, starts)
+        dq, dk, dv, dbias = whole
+        q, k, v, g_rows = tile.queries(o.q), tile.keys(o.k), tile.keys(o.v), tile.queries(g)
+        c, z = tile.scores()
+        p = jnp.exp(z - tile.queries(log_total))  # F4 to F6
+        dp = matmul(g_rows, v.mT)  # B2
+        dz = p * (dp - tile.queries(delta))  # B4, B5
+        ds = dz if o.soft_cap is None else dz * (1 - (c / o.soft_cap) ** 2)  # B7
+        return [
+            tile.set_queries(dq, tile.queries(dq) + matmul(ds.astype(k.dtype), k)),  # B9
+            tile.set_keys(dk, tile.keys(dk) + matmul(q.mT, ds).mT),  # B10
+            tile.set_keys(dv, tile.keys(dv) + matmul(g_rows.mT, p).mT),  # B1
+            None if dbias is None else tile.add_entries(dbias, dz),  # B6
+        ], None
+
+    terms = [*o.arrays, g]
+    start = [None if x is None else accumulator(x, terms) for x in (o.q, o.k, o.v, o.bias)]
+    (dq, dk, dv, dbias), _ = lax.scan(step, start, tiles.starts)
+    dscale = jnp.sum(up(o.q) * dq)  # B8
+    return o.scale * dq, o.scale * dk, dv, dscale, dbias
+
+
+def _finite(largest: jax.Array) -> jax.Array:
+    """The maximum to shift by: 0 for a row that has seen no key."""
+    return jnp.where(largest == -jnp.inf, 0, largest)
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """One tile: what it reads of whole arrays, and writes into them.
+
+    Its rows are (B, KV, G * queries, D) and (B, KV, keys, D): the G query heads that share a
+    key head lie side by side, so that every product is one of matrices.
+    """
+
+    o: Operands
+    tiles: Tiles
+    starts: Tile
+
+    def queries(self, x: jax.Array) -> jax.Array:
+        return self._rows(x, self.starts.q_start, self.tiles.queries)
+
+    def keys(self, x: jax.Array) -> jax.Array:
+        return self._rows(x, self.starts.k_start, self.tiles.keys)
+
+    def _rows(self, x: jax.Array, start: jax.Array, size: int) -> jax.Array:
+        batch, _, heads, width = x.shape
+        groups = heads // self.o.key_heads
+        rows = lax.dynamic_slice_in_dim(x, start, size, axis=1)
+        rows = rows.reshape(batch, size, self.o.key_heads, groups, width)
+        rows = rows.transpose(0, 2, 3, 1, 4)
+        return rows.reshape(batch, self.o.key_heads, groups * size, width)
+
+    def set_queries(self, x: jax.Array, rows: jax.Array) -> jax.Array:
+        return self._set_rows(x, rows, self.starts.q_start, self.tiles.queries)
+
+    def set_keys(self, x: jax.Array, rows: jax.Array) -> jax.Array:
+        return self._set_rows(x, rows, self.starts.k_start, self.tiles.keys)
+
+    def _set_rows(self, x: jax.Array, rows: jax.Array, start: jax.Array, size: int) -> jax.Array:
+        batch, _, heads, width = x.shape
+        rows = rows.reshape(batch, self.o.key_heads, -1, size, width)
+        rows = rows.transpose(0, 3, 1, 2, 4).reshape(batch, size, heads, width)
+        return lax.dynamic_update_slice_in_dim(x, rows, start, axis=1)
+
+    def scores(self) -> tuple[jax.Array, jax.Array]:
+        """(c, z) of this tile; z is -inf where the query does not see the key."""
+        o = self.o
+        s = o.scale * matmul(self.queries(o.q), self.keys(o.k).mT)  # F1
+        c = s if o.soft_cap is None else o.soft_cap * jnp.tanh(s / o.soft_cap)  # F2
+        z = self._by_head(c)
+        if o.bias is not None:
+            z = z + self._grouped(up(self._entries(o.bias)))  # F3
+        return c, jnp.where(self._visible(), z, -jnp.inf).reshape(c.shape)
+
+    def _by_head(self, x: jax.Array) -> jax.Array:
+        """(B, KV, G * queries, keys) as (B, KV, G, queries, keys)."""
+        return x.reshape(*x.shape[:2], -1, self.tiles.queries, self.tiles.keys)
+
+    def _grouped(self, x: jax.Array) -> jax.Array:
+        """(B, H, queries, keys) as (B, KV, G, queries, keys), any of the axes 1."""
+        batch, heads, *entries = x.shape
+        by_head = (1, 1) if heads == 1 else (self.o.key_heads, heads // self.o.key_heads)
+        return x.reshape(batch, *by_head, *entries)
+
+    def _visible(self) -> jax.Array:
+        """Where the tile counts: its new entries, those in reach, of one segment, unmasked."""
+        o, starts = self.o, self.starts
+        q_at = starts.q_start + jnp.arange(self.tiles.queries, dtype=jnp.int32)[:, None]
+        k_at = starts.k_start + jnp.arange(self.tiles.keys, dtype=jnp.int32)
+        seen = (q_at >= starts.q_new) & (k_at >= starts.k_new) & o.reach.sees(q_at, k_at)
+        seen = seen[None, None, None]
+        if o.q_segments is not None and o.k_segments is not None:
+            q = lax.dynamic_slice_in_dim(o.q_segments, starts.q_start, self.tiles.queries, 1)
+            k = lax.dynamic_slice_in_dim(o.k_segments, starts.k_start, self.tiles.keys, 1)
+            seen = seen & (q[:, None, None, :, None] == k[:, None, None, None, :])
+        return seen if o.mask is None else seen & self._grouped(self._entries(o.mask))
+
+    def _entries(self, x: jax.Array) -> jax.Array:
+        """This tile's entries of a mask or bias; an axis of length 1 stays."""
+        (q_start, queries), (k_start, keys) = self._span(x)
+        x = lax.dynamic_slice_in_dim(x, q_start, queries, axis=2)
+        return lax.dynamic_slice_in_dim(x, k_start, keys, axis=3)
+
+    def _span(self, x: jax.Array) -> tuple[tuple, tuple]:
+        """(start, size) along T and S, where x has them."""
+        all_of_one = (jnp.int32(0), 1)
+        return (
+            all_of_one if x.shape[2] == 1 else (self.starts.q_start, self.tiles.queries),
+            all_of_one if x.shape[3] == 1 else (self.starts.k_start, self.tiles.keys),
+        )
+
+    def add_entries(self, total: jax.Array, dz: jax.Array) -> jax.Array:
+        """The total of a bias's cotangent and this tile's, summed over what the bias broadcasts."""
+        (q_start, _), (k_start, _) = self._span(total)
+        old = self._entries(total)
+        dz = self._by_head(dz)
+        shape = self._grouped(old).shape
+        axes = tuple(i for i, n in enumerate(shape) if n == 1)
+        new = old + jnp.sum(dz, axis=axes, keepdims=True).reshape(old.shape)
+        return lax.dynamic_update_slice(total, new, (jnp.int32(0), jnp.int32(0), q_start, k_start))
