@@ -33,8 +33,9 @@ class Differences:
 
         def at(here: list[np.ndarray]) -> list[np.ndarray]:
             parts = iter(here)
-            moved = [on_device(next(parts), x.dtype) if is_float(x) else x for x in leaves]
-            values = compiled(*jax.tree.unflatten(structure, moved))
+            with jax.enable_x64(True):
+                moved = [on_device(next(parts), x.dtype) if is_float(x) else x for x in leaves]
+                values = compiled(*jax.tree.unflatten(structure, moved))
             return [np.asarray(y, np.float64) for y in floats(values)]
 
         self.at = at
