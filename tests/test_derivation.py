@@ -100,13 +100,14 @@ def reports(rule: Rule, line: Line, problems: list[str]) -> bool:
     """Whether there is a problem; of a B line, one that names it.
 
     A slip that changes a quantity's shape may stop the evaluation at a line that reads it:
-    then that line is the one named.
+    then that line is the one named. One that drops the cotangent of an output hides the output,
+    and then what the lines read is named.
     """
     if line.label.startswith("F"):
         return bool(problems)
     readers = [b for b in derivation(rule).backward if line.name in names(b.expression)]
     stops = [rf"line {reader.label}, .*cannot be evaluated" for reader in readers]
-    patterns = [rf"\b{line.label}\b", *stops]
+    patterns = [rf"\b{line.label}\b", *stops, "the B lines read the cotangents .* alone"]
     return any(re.search(pattern, problem) for pattern in patterns for problem in problems)
 
 

@@ -57,18 +57,24 @@ def pick(case: Case, function: Any) -> Any:
     return of_some, [case.args[position] for position in positions]
 
 
-def cotangent(y: jax.Array, seed: int) -> jax.Array:
-    """A random cotangent of y's type."""
-    return jax.random.normal(jax.random.key(seed), y.shape, jnp.float32).astype(y.dtype)
+def cotangent(y: Any, seed: int) -> Any:
+    """A random cotangent of the types of y, which may be several outputs."""
+    leaves, structure = jax.tree.flatten(y)
+    keys = [jax.random.key(seed + 10 * i) for i in range(len(leaves))]
+    draws = [
+        jax.random.normal(key, leaf.shape, jnp.float32).astype(leaf.dtype)
+        for key, leaf in zip(keys, leaves, strict=True)
+    ]
+    return structure.unflatten(draws)
 
 
-def truth(rule: Rule, case: Case, g: jax.Array) -> tuple[jax.Array, list]:
+def truth(rule: Rule, case: Case, g: Any) -> tuple[Any, list]:
     """(value, the cotangents of the differentiable arguments) of the reference in float64."""
     with jax.enable_x64(True):
         exact = case._replace(args=double(case.args))
         function, some = pick(exact, rule.reference)
         y, pullback = jax.vjp(function, *some)
-        return y, list(pullback(g.astype(y.dtype)))
+        return y, list(pullback(jax.tree.map(lambda g, y: g.astype(y.dtype), g, y)))
 
 
 def filled(cotangents: Any, primals: Any) -> Any:
