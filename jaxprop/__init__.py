@@ -14,11 +14,13 @@ from jaxprop.layers import Layer, dense, elementwise
 from jaxprop.rule import Case, Rule, automatic
 from jaxprop.rules.activations import identity, leaky_relu, relu, sigmoid, softplus, tanh
 from jaxprop.rules.activity import activity_l1, activity_l2
+from jaxprop.rules.add_norm import add_layer_norm, add_rms_norm
 from jaxprop.rules.attention import attention
 from jaxprop.rules.batch_norm import batch_norm, batch_norm_eval
 from jaxprop.rules.binary_cross_entropy import sigmoid_binary_cross_entropy
 from jaxprop.rules.cross_entropy import softmax_cross_entropy
 from jaxprop.rules.divergence import kl_divergence
+from jaxprop.rules.group_norm import group_norm, instance_norm
 from jaxprop.rules.layer_norm import layer_norm, rms_norm
 from jaxprop.rules.linear import linear
 from jaxprop.rules.linear_cross_entropy import linear_cross_entropy
@@ -29,6 +31,7 @@ from jaxprop.rules.rotary import rotary
 from jaxprop.rules.self_gated import gelu, silu
 from jaxprop.rules.softmax import softmax
 from jaxprop.rules.token_log_probs import linear_token_log_probs, token_log_probs
+from jaxprop.rules.weight_normalisation import l2_normalize, weight_norm, weight_standardize
 from jaxprop.tracing import Trace, trace
 
 __all__ = [
@@ -42,6 +45,8 @@ __all__ = [
     "Trace",
     "activity_l1",
     "activity_l2",
+    "add_layer_norm",
+    "add_rms_norm",
     "attention",
     "automatic",
     "batch_norm",
@@ -54,11 +59,14 @@ __all__ = [
     "elastic_net",
     "elementwise",
     "gelu",
+    "group_norm",
     "huber",
     "identity",
+    "instance_norm",
     "kl_divergence",
     "l1",
     "l2",
+    "l2_normalize",
     "layer_norm",
     "leaky_relu",
     "linear",
@@ -81,4 +89,6 @@ __all__ = [
     "token_log_probs",
     "trace",
     "value_and_grad",
+    "weight_norm",
+    "weight_standardize",
 ]

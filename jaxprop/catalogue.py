@@ -3,11 +3,13 @@
 from jaxprop.rule import Rule
 from jaxprop.rules.activations import identity, leaky_relu, relu, sigmoid, softplus, tanh
 from jaxprop.rules.activity import activity_l1, activity_l2
+from jaxprop.rules.add_norm import add_layer_norm, add_rms_norm
 from jaxprop.rules.attention import attention
 from jaxprop.rules.batch_norm import batch_norm, batch_norm_eval
 from jaxprop.rules.binary_cross_entropy import sigmoid_binary_cross_entropy
 from jaxprop.rules.cross_entropy import softmax_cross_entropy
 from jaxprop.rules.divergence import kl_divergence
+from jaxprop.rules.group_norm import group_norm, instance_norm
 from jaxprop.rules.layer_norm import layer_norm, rms_norm
 from jaxprop.rules.linear import linear
 from jaxprop.rules.linear_cross_entropy import linear_cross_entropy
@@ -18,6 +20,7 @@ from jaxprop.rules.rotary import rotary
 from jaxprop.rules.self_gated import gelu, silu
 from jaxprop.rules.softmax import softmax
 from jaxprop.rules.token_log_probs import linear_token_log_probs, token_log_probs
+from jaxprop.rules.weight_normalisation import l2_normalize, weight_norm, weight_standardize
 
 CATALOGUE: tuple[Rule, ...] = (
     # Linear maps
@@ -36,9 +39,18 @@ CATALOGUE: tuple[Rule, ...] = (
     # Normalisation: of rows
     rms_norm,
     layer_norm,
+    add_rms_norm,
+    add_layer_norm,
     # Normalisation: of channels over a batch
     batch_norm,
     batch_norm_eval,
+    # Normalisation: of examples
+    group_norm,
+    instance_norm,
+    # Normalisation: of vectors and of weights
+    l2_normalize,
+    weight_standardize,
+    weight_norm,
     # Sequences
     rotary,
     attention,

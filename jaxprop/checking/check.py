@@ -195,7 +195,7 @@ def _run(
         truth_precision=truth_precision or precision,
         **options,
     )
-    outcomes = []
+    outcomes: list[Finding] = []
     with np.errstate(all="ignore"):  # what is not finite is looked at, not computed with
         for name, run in checks:
             _say(s, run, started)
@@ -203,6 +203,7 @@ def _run(
                 outcomes.append(Finding(name, "", "SKIP", message="the first order is wrong"))
             else:
                 outcomes += _collected(name, run, s, plan)
+                plan.wrong.update(o.argument for o in outcomes if _is_wrong([o]))
     return in_context(outcomes), _notes(s, plan, outcomes)
 
 

@@ -29,10 +29,13 @@ class Precision:
 
     run: float64, or float32 for a function that raises in float64.
     inside: the coarsest dtype that float64 values are rounded to on the way.
+    loops: whether it loops until something holds, which in a coarser dtype or at extreme values
+        may be never.
     """
 
     run: Any
     inside: Any
+    loops: bool
 
     @property
     def eps(self) -> float:
@@ -43,6 +46,7 @@ class Precision:
 class Plan:
     """The options of one `check`, and what was found of the function before the checks run.
 
+    wrong: the leaves that the algebra found wrong; no excuse is looked for at their edges.
     truth: the reference or, for a surrogate, the function whose gradient is the stated one;
         None where there is neither, and finite differences are the truth.
     precision, truth_precision: of f and of truth.
@@ -59,6 +63,7 @@ class Plan:
     truth: Callable[..., PyTree] | None
     precision: Precision
     truth_precision: Precision
+    wrong: set[str] = field(default_factory=set)
     compiled: dict[tuple[Callable, bool], Callable] = field(default_factory=dict)
     traced: dict[Hashable, PyTree] = field(default_factory=dict)
     differences: dict[Any, Differences] = field(default_factory=dict)
@@ -180,7 +185,8 @@ def precision_of(f: Callable[..., PyTree], args: tuple[PyTree, ...]) -> Precisio
                 closed = jax.make_jaxpr(lambda args, g: answer(f, args, g))(wide, g)
             except Exception:
                 continue
-        return Precision(jnp.dtype(dtype), _coarsest(closed.jaxpr, jnp.dtype(dtype)))
+        loops = any(eqn.primitive.name == "while" for eqn in equations(closed.jaxpr))
+        return Precision(jnp.dtype(dtype), _coarsest(closed.jaxpr, jnp.dtype(dtype)), loops)
     return None
 
 

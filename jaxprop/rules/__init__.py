@@ -3,11 +3,13 @@
 from jaxprop.rules import (
     activations,
     activity,
+    add_norm,
     attention,
     batch_norm,
     binary_cross_entropy,
     cross_entropy,
     divergence,
+    group_norm,
     layer_norm,
     linear,
     linear_cross_entropy,
@@ -19,16 +21,19 @@ from jaxprop.rules import (
     self_gated,
     softmax,
     token_log_probs,
+    weight_normalisation,
 )
 
 __all__ = [
     "activations",
     "activity",
+    "add_norm",
     "attention",
     "batch_norm",
     "binary_cross_entropy",
     "cross_entropy",
     "divergence",
+    "group_norm",
     "layer_norm",
     "linear",
     "linear_cross_entropy",
@@ -40,4 +45,5 @@ __all__ = [
     "self_gated",
     "softmax",
     "token_log_probs",
+    "weight_normalisation",
 ]

@@ -1,6 +1,6 @@
 """What attention is computed from: its arguments and options, checked and in one form."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite, sqrt
 from typing import NamedTuple
 
@@ -37,6 +37,7 @@ class Reach(NamedTuple):
         return self.window is None or (least < self.window and most > -self.window)
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Operands:
     """Arguments and options in one form.
@@ -53,9 +54,9 @@ class Operands:
     bias: jax.Array | None
     q_segments: jax.Array | None
     k_segments: jax.Array | None
-    reach: Reach
-    soft_cap: float | None
-    block_size: int
+    reach: Reach = field(metadata={"static": True})
+    soft_cap: float | None = field(metadata={"static": True})
+    block_size: int = field(metadata={"static": True})
 
     @property
     def key_heads(self) -> int:
@@ -63,7 +64,7 @@ class Operands:
 
     @property
     def arrays(self) -> list[jax.Array]:
-        return [x for x in vars(self).values() if isinstance(x, jax.Array)]
+        return jax.tree.leaves(self)
 
 
 def operands(
@@ -219,4 +220,4 @@ def _segments(
                 f"{OWNER}: {name} must be (B, {name[0].replace('q', 'T').replace('k', 'S')}) = "
                 f"({batch}, {length}), or without B, got {x.shape}. Give a number per position."
             )
-    return q.reshape(-1, queries), k.reshape(-1, keys)
+    return jnp.atleast_2d(q), jnp.atleast_2d(k)

@@ -61,6 +61,7 @@ def _even(length: int, block: int) -> int:
     return ceil(length / ceil(length / block))
 
 
+@jax.jit  # so that a call outside of jit compiles its loop once
 def forward_in_tiles(o: Operands) -> tuple[jax.Array, jax.Array]:
     """(out, the logarithm of each row's total), (B, T, H, D) and (B, T, H, 1)."""
     tiles = tiles_of(o.q.shape[1], o.k.shape[1], o.reach, o.block_size)
@@ -69,7 +70,8 @@ def forward_in_tiles(o: Operands) -> tuple[jax.Array, jax.Array]:
         tile = _Tile(o, tiles, starts)
         weighted, total, largest = map(tile.queries, whole)
         _, z = tile.scores()
-        higher = lax.stop_gradient(jnp.maximum(largest, jnp.max(z, axis=-1, keepdims=True)))
+        highest = jnp.max(z, axis=-1, keepdims=True, initial=-jnp.inf)
+        higher = lax.stop_gradient(jnp.maximum(largest, highest))
         e, kept = jnp.exp(z - _finite(higher)), jnp.exp(largest - _finite(higher))  # F4
         v = tile.keys(o.v)
         weighted = kept * weighted + matmul(e.astype(v.dtype), v)
@@ -85,12 +87,18 @@ def forward_in_tiles(o: Operands) -> tuple[jax.Array, jax.Array]:
     return (weighted / total).astype(o.q.dtype), _finite(largest) + jnp.log(total)  # F6, F7
 
 
+@jax.jit
 def backward_in_tiles(
     o: Operands, out: jax.Array, log_total: jax.Array, g: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None]:
-    """(dq, dk, dv, dscale, dbias); each probability and its gradients in one visit of its tile."""
+    """(dq, dk, dv, dscale, dbias); each probability and its gradients in one visit of its tile.
+
+    The sum of dp * p over a row is taken as it stands where a tile holds whole rows, and else, as
+    B3 has it, from out: it must be known before the row's first tile is left.
+    """
     tiles = tiles_of(o.q.shape[1], o.k.shape[1], o.reach, o.block_size)
     delta = jnp.sum(up(g) * up(out), axis=-1, keepdims=True)  # B3, times -total
+    whole_rows = tiles.keys == o.k.shape[1]
 
     def step(whole: list, starts: Tile) -> tuple[list, None]:
         tile = _Tile(o, tiles, starts)
@@ -99,11 +107,12 @@ def backward_in_tiles(
         c, z = tile.scores()
         p = jnp.exp(z - tile.queries(log_total))  # F4 to F6
         dp = matmul(g_rows, v.mT)  # B2
-        dz = p * (dp - tile.queries(delta))  # B4, B5
+        row = jnp.sum(p * dp, axis=-1, keepdims=True) if whole_rows else tile.queries(delta)
+        dz = p * (dp - row)  # B4, B5
         ds = dz if o.soft_cap is None else dz * (1 - (c / o.soft_cap) ** 2)  # B7
         return [
-            tile.set_queries(dq, tile.queries(dq) + matmul(ds.astype(k.dtype), k)),  # B9
-            tile.set_keys(dk, tile.keys(dk) + matmul(q.mT, ds).mT),  # B10
+            tile.set_queries(dq, tile.queries(dq) + matmul(ds, k)),  # B9
+            tile.set_keys(dk, tile.keys(dk) + matmul(up(q).mT, ds).mT),  # B10
             tile.set_keys(dv, tile.keys(dv) + matmul(g_rows.mT, p).mT),  # B1
             None if dbias is None else tile.add_entries(dbias, dz),  # B6
         ], None
@@ -154,7 +163,7 @@ class _Tile:
 
     def _set_rows(self, x: jax.Array, rows: jax.Array, start: jax.Array, size: int) -> jax.Array:
         batch, _, heads, width = x.shape
-        rows = rows.reshape(batch, self.o.key_heads, -1, size, width)
+        rows = rows.reshape(batch, self.o.key_heads, heads // self.o.key_heads, size, width)
         rows = rows.transpose(0, 3, 1, 2, 4).reshape(batch, size, heads, width)
         return lax.dynamic_update_slice_in_dim(x, rows, start, axis=1)
 
@@ -170,7 +179,8 @@ class _Tile:
 
     def _by_head(self, x: jax.Array) -> jax.Array:
         """(B, KV, G * queries, keys) as (B, KV, G, queries, keys)."""
-        return x.reshape(*x.shape[:2], -1, self.tiles.queries, self.tiles.keys)
+        batch, key_heads, rows, keys = x.shape
+        return x.reshape(batch, key_heads, rows // self.tiles.queries, self.tiles.queries, keys)
 
     def _grouped(self, x: jax.Array) -> jax.Array:
         """(B, H, queries, keys) as (B, KV, G, queries, keys), any of the axes 1."""

@@ -18,6 +18,7 @@ from jaxprop.rules.labelled_rows import (
     logsumexps,
     possible,
     reduce_rows,
+    smoothing_slope,
     statistics,
     sum_rows,
     targets,
@@ -164,7 +165,7 @@ def softmax_cross_entropy_backward(
     if x.are_classes:
         dshare = deach * x.z_loss * lse * lse + dtotal * x.weights  # B7
         dclass_weights += sum_rows(q * dshare)  # B11
-    dlabel_smoothing = jnp.sum((1 / x.classes - q) * ds)  # B12
+    dlabel_smoothing = jnp.sum(deach * smoothing_slope(x, found))  # B12
     dlabels = None if x.are_classes else (1 - x.smoothing) * ds  # B13
     optional = (dweights, dclass_weights, dlabel_smoothing, dz_loss)
     return dlogits, dlabels, *map(_where_given, inputs[2:], optional)

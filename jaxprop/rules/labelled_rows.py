@@ -107,7 +107,7 @@ def apart(arrays: Any) -> Any:
 
 def each_loss(x: Examples, found: Statistics) -> jax.Array:
     """The loss of each example before its weight, a column."""
-    losses = _of_classes(x, found) if x.are_classes else _of_distributions(x, found)
+    losses = -_product(1 - x.smoothing, _label_log_p(x, found))
     if isinstance(x.smoothing, jax.Array):
         losses -= _product(x.smoothing, _mean_log_p(x, found))
     if isinstance(x.z_loss, jax.Array):
@@ -116,17 +116,19 @@ def each_loss(x: Examples, found: Statistics) -> jax.Array:
     return jnp.where(x.kept, losses, 0)  # F7
 
 
-def _of_classes(x: Examples, found: Statistics) -> jax.Array:
-    """-sum(t * log_p) without its smoothing: one logit is read, no row of 0 and 1 is made."""
+def smoothing_slope(x: Examples, found: Statistics) -> jax.Array:
+    """The derivative of each loss in label_smoothing, a column: B12 without its sum over rows."""
+    of_label = possible(_label_log_p(x, found), 1 - x.smoothing)
+    return jnp.where(x.kept, of_label - possible(_mean_log_p(x, found), x.smoothing), 0)
+
+
+def _label_log_p(x: Examples, found: Statistics) -> jax.Array:
+    """sum(class_weights * q * log_p); of classes one logit is read, no row of 0 and 1 is made."""
+    if not x.are_classes:
+        return _sum(_product(x.class_weights * x.labels, log_probabilities(x, found)))
     exists, _ = _legal(x.labels, x.classes)
     log_p = shifted(at_label(x.logits, x.labels)[..., None].astype(x.dtype), found)
-    losses = -_product((1 - x.smoothing) * x.share, log_p)
-    return losses * jnp.where(exists, 1, jnp.nan).astype(x.dtype)[..., None]
-
-
-def _of_distributions(x: Examples, found: Statistics) -> jax.Array:
-    t = (1 - x.smoothing) * x.class_weights * x.labels
-    return -_sum(_product(t, log_probabilities(x, found)))
+    return _product(x.share, log_p) * jnp.where(exists, 1, jnp.nan).astype(x.dtype)[..., None]
 
 
 def _mean_log_p(x: Examples, found: Statistics) -> jax.Array:

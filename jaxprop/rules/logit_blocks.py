@@ -1,9 +1,11 @@
 """Losses of logits h @ w, and their gradients, by blocks of rows: no more logits are ever held.
 
-The labels F and B are those of linear_cross_entropy, which has every line.
+The labels F and B are those of linear_cross_entropy, which has every line. The two functions
+that loop are jitted, or a call outside of jit would compile its loop each time.
 """
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -21,7 +23,7 @@ from jaxprop.rules.labelled_rows import (
     log_probabilities,
     logits_gradient,
     logsumexps,
-    possible,
+    smoothing_slope,
     statistics,
     targets,
 )
@@ -94,6 +96,7 @@ def without_logits(inputs: LinearInputs, ignore_index: int | None) -> Examples:
     return _examples(inputs, logits, ignore_index)
 
 
+@partial(jax.jit, static_argnames=("ignore_index", "block"))
 def losses_by_blocks(
     inputs: LinearInputs, ignore_index: int | None, block: int
 ) -> tuple[jax.Array, Statistics]:
@@ -110,6 +113,7 @@ def losses_by_blocks(
     return _over_blocks(losses, row, block)[0]
 
 
+@partial(jax.jit, static_argnames=("ignore_index", "block"))
 def gradients_by_blocks(
     inputs: LinearInputs,
     ignore_index: int | None,
@@ -131,15 +135,14 @@ def gradients_by_blocks(
         each = each_loss(x, known)  # F8
         v = jnp.ones_like(each) if row.v is None else row.v
         lse, log_p = logsumexps(x, known), log_probabilities(x, known)  # F6, F7
-        q, _, t = targets(x)  # F4, F5
+        _, _, t = targets(x)  # F4, F5
         deach = v * x.weights  # B1
         dlogits = logits_gradient(x, deach, lse, log_p, t)  # B5, B6
-        dt = -deach * possible(log_p, t)  # B4
-        dsmoothing = _where_given(here.label_smoothing, (1 / x.classes - q) * dt)  # B7
+        dsmoothing = _where_given(here.label_smoothing, deach * smoothing_slope(x, known))  # B4, B7
         dz_loss = _where_given(here.z_loss, deach * lse * lse)  # B3
         da, dcap = dlogits, None
         if u is not None and ratio is not None:
-            dcap = jnp.sum(dlogits * (u - ratio * (1 - u * u)))  # B8
+            dcap = jnp.sum(dlogits * _cap_slope(u, ratio))  # B8
             da = dlogits * (1 - u * u)  # B9
         da = da.astype(h.dtype)
         dh, dw = matmul(da, here.w.T), matmul(h.T, da)  # B10, B11
@@ -148,6 +151,15 @@ def gradients_by_blocks(
     row = Row(inputs.h, inputs.labels, inputs.weights, found, v)
     (each, dh), sums = _over_blocks(gradients, row, block)
     return each, sums._replace(dh=dh)
+
+
+def _cap_slope(u: jax.Array, ratio: jax.Array) -> jax.Array:
+    """u - ratio * (1 - u * u); by its series near 0, where the two are nearly the same."""
+    near = jnp.abs(ratio) < 0.02
+    r = jnp.where(near, ratio, 0)
+    square = r * r
+    factor = 2 / 3 - square * (8 / 15 - square * (34 / 105 - square * 496 / 2835))
+    return jnp.where(near, r * square * factor, u - ratio * (1 - u * u))
 
 
 def _over_blocks(f: Callable[[Row], tuple[Any, Any]], row: Row, block: int) -> tuple[Any, Any]:
