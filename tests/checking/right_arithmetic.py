@@ -49,9 +49,8 @@ def _power_backward(res, g):
 
 def _logaddexp_backward(res, g):
     a, b = res
-    y = jnp.logaddexp(a, b)
-    y = jnp.where(jnp.isfinite(y), y, 0)
-    return g * jnp.exp(a - y), g * jnp.exp(b - y)
+    share = jnp.where(a == b, 0.5, jax.nn.sigmoid(a - b))
+    return g * share, g * (1 - share)
 
 
 def _arctan2_backward(res, g):
@@ -254,9 +253,11 @@ RIGHT = [
     Right("pairwise distances", vjp(_distances, _distances_backward), rows(4, 3)),
     Right("power, safe at zero", vjp(_power, _power_backward),
           lambda: (positive(6), jnp.float32(1.7))),
-    Right("logaddexp", vjp(jnp.logaddexp, _logaddexp_backward), each((6,), (6,))),
-    Right("arctan2", vjp(jnp.arctan2, _arctan2_backward), each((6,), (6,))),
-    Right("log1p", vjp(jnp.log1p, lambda r, g: (g / (1 + r[0]),)), lambda: (positive(6),)),
+    Right("logaddexp", vjp(lambda a, b: jnp.logaddexp(a, b), _logaddexp_backward),
+          each((6,), (6,))),
+    Right("arctan2", vjp(lambda y, x: jnp.arctan2(y, x), _arctan2_backward), each((6,), (6,))),
+    Right("log1p", vjp(lambda x: jnp.log1p(x), lambda r, g: (g / (1 + r[0]),)),
+          lambda: (positive(6),)),
     Right("polynomial", vjp(_polynomial, _polynomial_backward), each((5,), (4,))),
     Right("bilinear form", vjp(_bilinear, _bilinear_backward), each((4, 3), (3, 5), (4, 5))),
     Right("deviation, n - 1", vjp(_deviation, lambda r, g: (
