@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jaxprop.checking.plan import Plan, on_host
 from jaxprop.checking.point import Point
 from jaxprop.checking.probing import Cotangent, answer, one_hots
 from jaxprop.checking.report import Finding
-from jaxprop.checking.subject import Subject, labels
+from jaxprop.checking.subject import PyTree, Subject, labels, on_device
 
 DRAWS = 3
 ON_PURPOSE = "not linear in g; a surrogate may mean it so"
@@ -43,6 +44,26 @@ def algebra(s: Subject, plan: Plan) -> Iterator[Finding]:
                 return
             repro = _repro(s, plan, transform)
             yield from judge(Point(s, plan, args, g), "algebra", transform, got, repro=repro)
+        yield from _with_wide_integers(s, plan, args)
+
+
+def _with_wide_integers(s: Subject, plan: Plan, args: tuple[PyTree, ...]) -> Iterator[Finding]:
+    """The same where integers have 64 bits, as they have for those who enable x64."""
+
+    def widened(leaf: jax.Array) -> jax.Array:
+        return on_device(leaf, np.int64) if leaf.dtype == np.int32 else leaf
+
+    wide = jax.tree.map(widened, args)
+    if all(a is b for a, b in zip(jax.tree.leaves(wide), jax.tree.leaves(args), strict=True)):
+        return
+    point = Point(s, plan, wide, plan.random_g(s, args))
+    try:
+        got = plan.run(s.call, wide, point.g)
+        found = list(judge(point, "algebra", "integers of 64 bits", got))
+    except Exception as error:
+        message = f"raises {brief(error)}"
+        found = [Finding("algebra", "integers of 64 bits", "SKIP", message=message)]
+    yield from found
 
 
 def _repro(s: Subject, plan: Plan, transform: str) -> str:
@@ -83,16 +104,17 @@ def linearity(s: Subject, plan: Plan) -> Iterator[Finding]:
     tolerance = max(1e-12, 64 * plan.precision.eps)
     floor = NOISE * size_of(g)
 
-    def rounded() -> list[np.ndarray]:
+    def moved(expected: list[np.ndarray]) -> list[np.ndarray]:
+        """What is expected, moved by as much as rounding g to eps moves the gradient."""
         eps = plan.precision.eps
         with jax.enable_x64(True):
-            return at([x * (1 + eps * (-1.0) ** np.arange(x.size).reshape(x.shape)) for x in g])
+            near = at([x * (1 + eps * (-1.0) ** np.arange(x.size).reshape(x.shape)) for x in g])
+        return [e + (n - b) for e, n, b in zip(expected, near, by_g, strict=True)]
 
     found = list(_zero_stays_zero(s, zero))
     for transform, (got, expected) in cases.items():
-        found += same(
-            s, "linearity", transform, got, expected, tolerance, floor=floor, again=rounded
-        )
+        again = partial(moved, expected)
+        found += same(s, "linearity", transform, got, expected, tolerance, again, floor=floor)
     for finding in found:
         meant = plan.unstated and finding.verdict == "FAIL"
         yield replace(finding, verdict="WARN", message=ON_PURPOSE) if meant else finding

@@ -13,7 +13,7 @@ import numpy as np
 from jaxprop.checking.algebra import algebra, differences, linearity
 from jaxprop.checking.calling import calling
 from jaxprop.checking.context import in_context
-from jaxprop.checking.contract import IMPLICIT, contract
+from jaxprop.checking.contract import IMPLICIT, contract, named_in
 from jaxprop.checking.edges import edges as check_edges
 from jaxprop.checking.judging import OTHER_SUBGRADIENT, brief
 from jaxprop.checking.meshes import meshes
@@ -231,6 +231,7 @@ def _never_runs(s: Subject) -> Finding:
         message = "f's gradient cannot be traced, in float64 or float32: nothing can be checked"
     except Exception as error:
         message = f"raises {brief(error)}"
+        return Finding("contract", "as given", "FAIL", named_in(error, s), message)
     return Finding("contract", "as given", "FAIL", message=message)
 
 

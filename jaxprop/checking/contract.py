@@ -155,7 +155,7 @@ def _types(
             yield Finding(CHECK, transform, "SKIP", message=f"f rejects it: {brief(error)}")
             return
         yield Finding(
-            CHECK, transform, "FAIL", _named_in(error, s), f"raises {brief(error)}",
+            CHECK, transform, "FAIL", named_in(error, s), f"raises {brief(error)}",
             hint="forward runs there, and its gradient does not",
         )  # fmt: skip
         return
@@ -191,7 +191,7 @@ def _traces(truth: Callable[..., PyTree] | None, args: tuple[PyTree, ...]) -> bo
     return truth is not None and raised(lambda: jax.eval_shape(truth, *args)) is None
 
 
-def _named_in(error: Exception, s: Subject) -> str:
+def named_in(error: Exception, s: Subject) -> str:
     """The argument that JAX's own error about a cotangent speaks of."""
     text = str(error)
     for i, name in enumerate(s.names):

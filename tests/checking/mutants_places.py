@@ -9,6 +9,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from jaxprop import Rule
+from jaxprop.precision import at_least_float32
 from tests.checking.making import Mutant, each, normal, positive, rows, vjp
 
 LINEAR = ("linearity",)
@@ -189,8 +190,8 @@ MUTANTS = [
            LINEAR, "x"),
     # The contract
     Mutant("float32 for a bfloat16 argument",
-           vjp(jnp.sin, lambda r, g: ((g * jnp.cos(r[0])).astype(
-               jnp.promote_types(g.dtype, jnp.float32)),)),
+           vjp(jnp.sin, lambda r, g: (
+               (g * jnp.cos(r[0])).astype(at_least_float32(g.dtype)),)),
            rows(6), ("contract",), "x"),
     Mutant("dw in x's dtype",
            vjp(lambda x, w: x @ w.astype(x.dtype), lambda r, g: (
@@ -201,7 +202,7 @@ MUTANTS = [
            ("contract",), "the output"),
     Mutant("forward's dtype off",
            vjp(jnp.sin, lambda r, g: ((g * jnp.cos(r[0]).astype(g.dtype)).astype(r[0].dtype),),
-               lambda x: (jnp.sin(x).astype(jnp.promote_types(x.dtype, jnp.float32)), (x,))),
+               lambda x: (jnp.sin(x).astype(at_least_float32(x.dtype)), (x,))),
            rows(6), ("contract",), ""),
     Mutant("garbage for an integer argument",
            vjp(lambda x, ids: x[ids], lambda r, g: (
