@@ -109,8 +109,9 @@ def batch_norm_backward(
     dgamma = sum_rows(g_y * (inv_std * centred))  # B1
     dbeta = sum_rows(g_y)  # B2
     dv = g_var - inv_std * inv_std * scaled(dgamma, gamma) / 2  # B3
-    dm = g_mean - inv_std * scaled(dbeta, gamma)  # B4
-    dx = inv_std * scaled(g_y, gamma) + (dm + 2 * centred * dv) / rows  # B5
+    # What dm has of dbeta is taken from g_y: in a batch of one they cancel, before inv_std scales.
+    dx_of_y = inv_std * scaled(g_y - dbeta / rows, gamma)  # B4
+    dx = dx_of_y + (g_mean + 2 * centred * dv) / rows  # B5
     return dx, dgamma, dbeta
 
 
