@@ -231,7 +231,7 @@ MUTANTS = [
            SHAPES, "b"),
     Mutant("a scale's sign lost", vjp(lambda x, scale: x * scale, lambda r, g: (
         g * jnp.abs(r[1]), jnp.sum(g * r[0]))), lambda: (normal(5), jnp.float32(0.7)),
-        EDGES, "x"),
+        EDGES, "x", verdict="WARN", why="only a positive scale was given"),
     Mutant("dropout: 0 / 0 at a rate of 1", vjp(_dropout, _dropout_backward),
            lambda: (normal(8, 5), jnp.float32(0.2), jax.random.key(1)), EDGES, "x"),
     Mutant("wrong under vmap of vmap",
