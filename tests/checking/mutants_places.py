@@ -215,8 +215,8 @@ MUTANTS = [
     # Edges
     Mutant("norm: nan at zero", vjp(_norm, lambda r, g: (g * r[0] / jnp.sqrt(jnp.sum(r[0] ** 2)),)),
            rows(5), EDGES, "x"),
-    Mutant("product: y / x at zero", vjp(lambda x: jnp.prod(x), lambda r, g: (g * jnp.prod(r[0]) / r[0],)),
-           rows(5), EDGES, "x"),
+    Mutant("product: y / x at zero",
+           vjp(lambda x: jnp.prod(x), lambda r, g: (g * jnp.prod(r[0]) / r[0],)), rows(5), EDGES, "x"),
     Mutant("abs: nan at zero", vjp(jnp.abs, lambda r, g: (g * r[0] / jnp.abs(r[0]),)),
            rows(5), EDGES, "x"),
     Mutant("relu: twice g at zero",
