@@ -541,3 +541,11 @@ def test_a_filter_that_selects_nothing_is_refused_by_the_penalty() -> None:
     J = jaxprop.cost(NETWORK, jaxprop.mean_squared_error, jaxprop.l2.bind(leaves="*/kernel"))
     with pytest.raises(ValueError, match="l2: leaves must select at least one leaf"):
         J(*batch(), LAMBDA)
+
+
+@pytest.mark.xfail(strict=True, reason="J then has the shape of the strength")
+@pytest.mark.parametrize("reading", READINGS)
+def test_a_strength_that_is_no_scalar_is_refused(reading: str) -> None:
+    """A sweep is `jax.vmap` over the strength: J itself is one number."""
+    with pytest.raises(ValueError, match="strength"):
+        make("l2", reading)(*batch(), jnp.array([0.1, 0.2, 0.3]))
