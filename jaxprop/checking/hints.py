@@ -76,6 +76,8 @@ def _ratio(
         return ""
     if abs(ratio + 1) <= alike:
         return "the wrong sign"
+    if abs(ratio - 1) < 1e-3:
+        return f"off by a factor 1 {ratio - 1:+.2g}: an approximation, or a coarser dtype inside?"
     if devices > 1 and _either(ratio, devices, alike):
         times = "once too often" if ratio > 1 else "once too little"
         return f"a ratio of {_shown(ratio)}, the number of devices: psum {times}?"

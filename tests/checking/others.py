@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import optax
 from flax.linen import fp8_ops
 from jax.experimental.ode import odeint
-from jax.experimental.pallas.ops.gpu import layer_norm, rms_norm
 from jax.scipy.sparse.linalg import cg
 
 from jaxprop.checking import check
@@ -73,11 +72,6 @@ OTHERS = [
     Other("jax.experimental.ode.odeint", decay, lambda: (positive(3), jnp.float32(0.8)),
           {"reference": lambda y0, a: y0 * jnp.exp(
               -a * jnp.array([0.0, 0.5, 1.0], y0.dtype))[:, None], "dtypes": ("float32",)}),
-    Other("pallas.ops.gpu.rms_norm", partial(
-        rms_norm.rms_norm, interpret=True), each((4, 8), (8,), (8,)), {"dtypes": ("float32",)}),
-    Other("pallas.ops.gpu.layer_norm", partial(
-        layer_norm.layer_norm, interpret=True), each((4, 8), (8,), (8,)),
-        {"dtypes": ("float32",)}),
     Other("jax.scipy.sparse.linalg.cg", solved, each((3, 3), (3,)), {"dtypes": ("float32",)}),
     Other("jax.nn.relu", jax.nn.relu, rows(4, 3)),
     Other("jax.nn.silu", jax.nn.silu, rows(4, 3)),
