@@ -26,3 +26,12 @@ def x64() -> Iterator[None]:
     """Float64 for the algebra: arrays and Python numbers are float64 unless they say more."""
     with jax.enable_x64(True):
         yield
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Ids that are the same in every process: pytest-xdist collects in several."""
+    if isinstance(val, (set, frozenset)):
+        return "{" + ", ".join(sorted(map(str, val))) + "}"
+    if callable(val) and " at 0x" in repr(val):
+        return getattr(val, "__name__", type(val).__name__)
+    return None

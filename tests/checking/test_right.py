@@ -1,5 +1,11 @@
-"""No right function may fail, whatever the seed."""
+"""No right function may fail, whatever the seed.
 
+    CHECK_SEEDS=20 .venv/bin/python -m pytest -m slow tests/checking/test_right.py
+
+takes twenty seeds, as docs/checking.md reports them; CI takes two.
+"""
+
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,35 +17,19 @@ from jaxprop.checking import check
 from tests.checking.making import Right
 from tests.checking.right import RIGHT
 
-SEEDS = range(20)
+SEEDS = range(int(os.environ.get("CHECK_SEEDS", "2")))
 # The checks whose verdict the random numbers could change; the others run at the first seed.
 SEEDED = ("algebra", "linearity", "numerics", "edges")
 # Those that take a second or two run by default.
 QUICK = {
     "relu: a half at zero",
-    "relu: 1 at zero, checked at zeros",
-    "clip: 1 at its ends",
     "maximum: ties to x",
-    "max: ties split",
-    "softmax of x100 inputs",
     "softmax with -inf for a mask",
-    "log(1 - exp(-x))",
     "a dict with None for a bias",
     "a mask whose zero is meant",
-    "0-d arguments and output",
-    "a default argument",
-    "safe of size 0",
-    "refuses size 0",
-    "refuses bfloat16",
     "float32 inside",
-    "a function for a nondiff argument",
-    "a nondiff argument by name",
-    "optimize_remat",
-    "straight-through",
     "straight-through, stated",
-    "sign through a clip, stated",
     "gradient reversal",
-    "gradient reversal, stated",
 }
 
 

@@ -89,7 +89,6 @@ def test_activity_l1_takes_the_subgradient_0_at_its_kink() -> None:
         (str.islower, {"hidden_1", "hidden_2", "output"}),
         (lambda name: name != "output", {"hidden_1", "hidden_2"}),
     ],
-    ids=str,
 )
 def test_a_filter_selects_layers_by_their_whole_name(
     rule: Rule, layers: Any, expected: set[str]

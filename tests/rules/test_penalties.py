@@ -84,7 +84,6 @@ def test_penalties_of_one_array_are_those_of_torch() -> None:
         (len, {"hidden_1/w", "hidden_1/b", "output/w", "output/b"}),
         (lambda path: "hidden" not in path, {"output/w", "output/b"}),
     ],
-    ids=str,
 )
 def test_a_filter_selects_the_leaves_whose_whole_path_it_matches(
     rule: Rule, leaves: Any, expected: set[str]
