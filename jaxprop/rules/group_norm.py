@@ -215,9 +215,9 @@ def instance_norm_backward(
 
 
 def _cases(given: dict, **options: Hashable) -> list[Case]:
-    """Arguments for x of 6 channels."""
-    x = 2 * jax.random.normal(jax.random.key(10), (2, 3, 2, 6), jnp.float32) + 1
-    gamma, beta = jax.random.normal(jax.random.key(11), (2, 6), jnp.float32)
+    """Arguments for x of 9 channels."""
+    x = 2 * jax.random.normal(jax.random.key(10), (2, 3, 2, 9), jnp.float32) + 1
+    gamma, beta = jax.random.normal(jax.random.key(11), (2, 9), jnp.float32)
     constant = x.at[0].set(3.0)
     return [
         Case("images", (x, gamma, beta), options, given=given),
@@ -243,7 +243,7 @@ def group_norm_cases() -> list[Case]:
     given = _at_scope(3) | {"groups": 1}
     x, gamma, beta = _cases(given)[0].args
     vectors = Case("vectors", (x[:, 0, 0], gamma, beta), {"groups": 3, "eps": 0.5}, given=given)
-    return [*_cases(given, groups=2, eps=1e-5), vectors]
+    return [*_cases(given, groups=3, eps=1e-5), vectors]
 
 
 def instance_norm_cases() -> list[Case]:
