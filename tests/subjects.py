@@ -5,10 +5,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 import jaxprop
 
-NAMES = [rule.name for rule in jaxprop.CATALOGUE]
+# What strains the design most is in the default run; the rest of the catalogue is for CI.
+DEFAULT = {
+    "linear",
+    "relu",
+    "softmax_cross_entropy",
+    "elastic_net",
+    "activity_l2",
+    "batch_norm",
+}
+NAMES = [
+    pytest.param(rule.name, marks=() if rule.name in DEFAULT else pytest.mark.slow)
+    for rule in jaxprop.CATALOGUE
+]
 
 
 def named(name: str) -> jaxprop.Rule:

@@ -85,8 +85,16 @@ def by_jax(function: Callable, params: Any, x: jax.Array) -> tuple:
     return y, pullback(pattern(y))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        *((name, "batch") for name in NETWORKS),
+        ("narrow in the middle", "batch of one"),
+        ("narrow in the middle", "leading axes"),
+        ("narrow in the middle", "vector"),
+        ("one layer", "batch of one"),
+    ],
+)
 def test_value_and_cotangents_are_those_of_the_network_in_plain_jax(name: str, shape: str) -> None:
     """Of forward and backward by hand, and through JAX of the chain and of its reference."""
     network, x = network_of(name), normal(SHAPES[shape])

@@ -142,6 +142,14 @@ COSTS: dict[str, tuple[dict[str, Rule], Any, Callable]] = {
 }
 
 
+# The readings differ where there is a penalty on parameters.
+READ = [
+    (name, reading)
+    for name, (penalties, *_) in COSTS.items()
+    for reading in (READINGS if "penalty" in penalties else READINGS[:1])
+]
+
+
 def as_arrays(strength: Any) -> Any:
     return jax.tree.map(jnp.asarray, strength)
 
@@ -161,8 +169,7 @@ def plain(name: str) -> Callable:
     return J
 
 
-@pytest.mark.parametrize("reading", READINGS)
-@pytest.mark.parametrize("name", COSTS)
+@pytest.mark.parametrize(("name", "reading"), READ)
 def test_J_its_cotangents_and_value_and_grad_are_those_of_plain_jax(
     name: str, reading: str
 ) -> None:
@@ -186,10 +193,9 @@ def test_J_its_cotangents_and_value_and_grad_are_those_of_plain_jax(
 
 
 @pytest.mark.parametrize("form", ["number", "array", "NumPy", "dict of numbers", "dict of arrays"])
-@pytest.mark.parametrize("reading", READINGS)
-def test_a_strength_may_be_a_number_an_array_or_a_dict(form: str, reading: str) -> None:
+def test_a_strength_may_be_a_number_an_array_or_a_dict(form: str) -> None:
     args = batch()
-    J = make("l2", reading)
+    J = make("l2", "folded")
     strength = {
         "number": LAMBDA,
         "array": jnp.asarray(LAMBDA),
@@ -417,7 +423,7 @@ def test_the_key_reaches_the_network() -> None:
     ("dtype", "reading"),
     [
         ("bfloat16", "folded"),
-        *((d, "separate") for d in ("bfloat16", "float16", "float32", "float64")),
+        *((d, "separate") for d in ("float16", "float32", "float64")),
     ],
 )
 def test_J_is_float32_at_least_and_gradients_have_their_parameters_dtypes(

@@ -22,6 +22,7 @@ from tests.slips import (
     with_line,
 )
 from tests.small_rules import statistics
+from tests.subjects import DEFAULT
 from tests.tolerances import assert_near, tolerance
 
 TOLERANCE = tolerance("float64", reduced=64)
@@ -55,8 +56,16 @@ def verified(rule: Rule, case: Case) -> list[str]:
 
 
 VERIFIED = [(rule, case) for rule in jaxprop.CATALOGUE for case in at_scope(rule)]
-LINES = [(rule, line) for rule in jaxprop.CATALOGUE for line in derivation(rule)]
-LINE_IDS = [f"{rule.name}-{line.label}" for rule, line in LINES]
+LINES = [
+    pytest.param(
+        rule,
+        line,
+        id=f"{rule.name}-{line.label}",
+        marks=() if rule.name in DEFAULT else pytest.mark.slow,
+    )
+    for rule in jaxprop.CATALOGUE
+    for line in derivation(rule)
+]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +131,7 @@ def harmless(rule: Rule, line: Line) -> set[str]:
     return HARMLESS.get((rule.name, line.label), ("", set()))[1]
 
 
-@pytest.mark.parametrize(("rule", "line"), LINES, ids=LINE_IDS)
+@pytest.mark.parametrize(("rule", "line"), LINES)
 def test_a_slip_of_each_kind_in_any_line_is_found(rule: Rule, line: Line) -> None:
     """And where it is a B line, named."""
     planted = one_of_each_kind(slips(line))
@@ -131,7 +140,7 @@ def test_a_slip_of_each_kind_in_any_line_is_found(rule: Rule, line: Line) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rule", "line"), LINES, ids=LINE_IDS)
+@pytest.mark.parametrize(("rule", "line"), LINES)
 def test_every_slip_in_any_line_is_found_but_for_the_harmless(rule: Rule, line: Line) -> None:
     assert unnoticed(rule, line, slips(line)) == harmless(rule, line)
 

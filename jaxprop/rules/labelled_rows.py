@@ -178,7 +178,7 @@ def logits_gradient(
     x: Examples, deach: jax.Array, lse: jax.Array, log_p: jax.Array, t: jax.Array
 ) -> jax.Array:
     if x.are_classes:  # sum(t), of which the other forms are sums over C
-        mass = (1 - x.smoothing) * x.share + x.smoothing * jnp.mean(x.class_weights)
+        mass = (1 - x.smoothing) * x.share + x.smoothing * jnp.mean(x.class_weights, dtype=x.dtype)
     else:
         mass = _sum(t)
     dlse = deach * (2 * x.z_loss * x.share * lse + mass)  # B6, B8

@@ -19,6 +19,7 @@ def test_both_ways_are_right_and_by_hand_needs_no_more_memory() -> None:
     assert measure(entry, budget=1e-9)["by hand"].seconds > 0
 
 
+@pytest.mark.slow
 def test_a_wrong_gradient_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     right = steps.jaxprop.value_and_grad
 
@@ -35,6 +36,7 @@ def test_a_wrong_gradient_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert entry.contenders["automatic"].error == ""
 
 
+@pytest.mark.slow
 def test_examples_keep_clear_of_kinks_where_float32_may_differ() -> None:
     J = steps._cost(512)
     params = J.network.init(jax.random.key(0), (256, steps.FEATURES))
@@ -46,6 +48,7 @@ def test_examples_keep_clear_of_kinks_where_float32_may_differ() -> None:
     assert np.min(steps.distance_from_kinks(J, params, kept)) > steps.KINK
 
 
+@pytest.mark.slow
 def test_a_step_that_keeps_its_state_is_checked_too() -> None:
     entry = steps.step_entry(32, 16, donate=False)
     assert entry.name == "step-undonated-width32-batch16"

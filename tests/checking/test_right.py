@@ -2,7 +2,7 @@
 
     CHECK_SEEDS=20 .venv/bin/python -m pytest -m slow tests/checking/test_right.py
 
-takes twenty seeds, as docs/checking.md reports them; CI takes two.
+takes twenty seeds, as docs/checking.md reports them; CI takes one.
 """
 
 import os
@@ -17,18 +17,14 @@ from jaxprop.checking import check
 from tests.checking.making import Right
 from tests.checking.right import RIGHT
 
-SEEDS = range(int(os.environ.get("CHECK_SEEDS", "2")))
+SEEDS = range(int(os.environ.get("CHECK_SEEDS", "1")))
 # The checks whose verdict the random numbers could change; the others run at the first seed.
 SEEDED = ("algebra", "linearity", "numerics", "edges")
 # Those that take a second or two run by default.
 QUICK = {
     "relu: a half at zero",
     "maximum: ties to x",
-    "softmax with -inf for a mask",
-    "a dict with None for a bias",
     "a mask whose zero is meant",
-    "float32 inside",
-    "straight-through, stated",
     "gradient reversal",
 }
 

@@ -1,9 +1,11 @@
 """The truth that the rules are held against: their references in float64, under jax.vjp."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 import jaxprop
 from jaxprop import Case, Rule
@@ -15,8 +17,22 @@ def ids(item: Any) -> str:
     return item.name
 
 
-RULE_CASES = [(rule, case) for rule in jaxprop.CATALOGUE for case in rule.cases()]
-RULE_CASE_IDS = [f"{rule.name}-{case.name}" for rule, case in RULE_CASES]
+# So many cases of each rule are in the default run; the others are marked slow, for CI.
+DEFAULT_CASES = 1
+
+
+def rule_cases(cases_of: Callable[[Rule], Sequence[Case]]) -> list:
+    """Parameters (rule, case) for the whole catalogue."""
+    return [
+        pytest.param(
+            rule,
+            case,
+            id=f"{rule.name}-{case.name}",
+            marks=pytest.mark.slow if place >= DEFAULT_CASES else (),
+        )
+        for rule in jaxprop.CATALOGUE
+        for place, case in enumerate(cases_of(rule))
+    ]
 
 
 def by_options(rule: Rule) -> list[Case]:

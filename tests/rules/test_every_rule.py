@@ -11,8 +11,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 import jaxprop
 from jaxprop import Case, Rule
 from tests.rules.oracle import (
-    RULE_CASE_IDS,
-    RULE_CASES,
     SEEDS,
     by_options,
     cotangent,
@@ -22,15 +20,16 @@ from tests.rules.oracle import (
     ids,
     pick,
     reduced,
+    rule_cases,
     truth,
 )
 from tests.tolerances import assert_near
 
-OPTIONS = [(rule, case) for rule in jaxprop.CATALOGUE for case in by_options(rule)]
-OPTIONS_IDS = [f"{rule.name}-{case.name}" for rule, case in OPTIONS]
+RULE_CASES = rule_cases(lambda rule: rule.cases())
+OPTIONS = rule_cases(by_options)
 
 
-@pytest.mark.parametrize(("rule", "case"), RULE_CASES, ids=RULE_CASE_IDS)
+@pytest.mark.parametrize(("rule", "case"), RULE_CASES)
 def test_value_and_cotangents_match_the_reference_in_float64(rule: Rule, case: Case) -> None:
     y, saved = rule.forward(*case.args, **case.options)
     for seed in SEEDS:
@@ -46,7 +45,7 @@ def test_value_and_cotangents_match_the_reference_in_float64(rule: Rule, case: C
             assert_near(got, true, reduced=reduced(case), what=rule.argument_names[position])
 
 
-@pytest.mark.parametrize(("rule", "case"), OPTIONS, ids=OPTIONS_IDS)
+@pytest.mark.parametrize(("rule", "case"), OPTIONS)
 def test_the_jitted_call_is_the_hand_run_forward_and_backward(rule: Rule, case: Case) -> None:
     function, some = pick(case, rule)
     y, saved = rule.forward(*case.args, **case.options)
@@ -63,7 +62,7 @@ def test_the_jitted_call_is_the_hand_run_forward_and_backward(rule: Rule, case: 
     assert_near(cotangents, filled(by_hand, some), reduced=reduced(case))
 
 
-@pytest.mark.parametrize(("rule", "case"), OPTIONS, ids=OPTIONS_IDS)
+@pytest.mark.parametrize(("rule", "case"), OPTIONS)
 @pytest.mark.usefixtures("x64")
 def test_second_derivatives_match_the_reference(rule: Rule, case: Case) -> None:
     """Reverse over reverse, and forward over reverse, of a weighted sum of sin(output)."""
@@ -94,7 +93,7 @@ def test_second_derivatives_match_the_reference(rule: Rule, case: Case) -> None:
     assert_near(second(rule), second(rule.reference), reduced=reduced(case))
 
 
-@pytest.mark.parametrize(("rule", "case"), RULE_CASES, ids=RULE_CASE_IDS)
+@pytest.mark.parametrize(("rule", "case"), RULE_CASES)
 def test_backward_is_linear_in_g(rule: Rule, case: Case) -> None:
     """Exactly so for a power of two, whatever else g is: no clipping, rounding or squaring."""
     y, saved = rule.forward(*case.args, **case.options)
@@ -105,7 +104,7 @@ def test_backward_is_linear_in_g(rule: Rule, case: Case) -> None:
     assert all(jax.tree.leaves(same))
 
 
-@pytest.mark.parametrize(("rule", "case"), RULE_CASES, ids=RULE_CASE_IDS)
+@pytest.mark.parametrize(("rule", "case"), RULE_CASES)
 def test_residuals_hold_no_more_than_the_budget(rule: Rule, case: Case) -> None:
     y = rule.reference(*case.args, **case.options)
     size = sum(leaf.size for leaf in jax.tree.leaves(y))
