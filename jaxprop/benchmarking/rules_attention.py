@@ -68,7 +68,7 @@ def attention_entry(
     def in_jax(q: Any, k: Any, v: Any, bias: Any = None) -> jax.Array:
         return jax.nn.dot_product_attention(q, k, v, bias, is_causal=True, local_window_size=local)
 
-    ways = {
+    ways: dict[str, Callable[..., jax.Array]] = {
         "automatic": partial(ours, jaxprop.attention.reference),
         "jax.nn": in_jax,
         "by hand": partial(ours, jaxprop.attention),

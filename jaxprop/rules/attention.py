@@ -1,6 +1,7 @@
 """Attention: each query's mean of values, weighted by how well their keys match it."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -126,7 +127,7 @@ def _mask(o: Operands, q_at: jax.Array, k_at: jax.Array) -> jax.Array:
 class AttentionResiduals:
     """The arguments, out, and what backward must know of the options."""
 
-    arguments: tuple[jax.Array | None, ...]
+    arguments: tuple[Any, ...]  # arrays, or None for those left out
     out: jax.Array
     log_total: jax.Array
     options: tuple = field(metadata={"static": True})
@@ -148,8 +149,8 @@ def attention_forward(
     query_offset: int | None,
     block_size: int,
 ) -> tuple[jax.Array, AttentionResiduals]:
-    arguments = (q, k, v, mask, scale, bias, q_segments, k_segments)
-    options = (causal, window, soft_cap, query_offset, block_size)
+    arguments: tuple[Any, ...] = (q, k, v, mask, scale, bias, q_segments, k_segments)
+    options: tuple[Any, ...] = (causal, window, soft_cap, query_offset, block_size)
     out, log_total = forward_in_tiles(operands(*arguments, *options))  # F1 to F7
     out = out.reshape(q.shape)
     return out, AttentionResiduals(arguments, out, log_total, options)

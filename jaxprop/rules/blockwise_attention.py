@@ -8,7 +8,7 @@ the lines of `attention`, whose mathematics it is.
 
 from dataclasses import dataclass
 from math import ceil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +100,7 @@ def backward_in_tiles(
     delta = jnp.sum(up(g) * up(out), axis=-1, keepdims=True)  # B3, times -total
     whole_rows = tiles.keys == o.k.shape[1]
 
-    def step(whole: list, starts: Tile) -> tuple[list, None]:
+    def step(whole: list[Any], starts: Tile) -> tuple[list, None]:
         tile = _Tile(o, tiles, starts)
         dq, dk, dv, dbias = whole
         q, k, v, g_rows = tile.queries(o.q), tile.keys(o.k), tile.keys(o.v), tile.queries(g)
@@ -118,7 +118,9 @@ def backward_in_tiles(
         ], None
 
     terms = [*o.arrays, g]
-    start = [None if x is None else accumulator(x, terms) for x in (o.q, o.k, o.v, o.bias)]
+    start: list[Any] = [
+        None if x is None else accumulator(x, terms) for x in (o.q, o.k, o.v, o.bias)
+    ]
     (dq, dk, dv, dbias), _ = lax.scan(step, start, tiles.starts)
     dscale = jnp.sum(up(o.q) * dq)  # B8
     return o.scale * dq, o.scale * dk, dv, dscale, dbias

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from math import isfinite
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +99,12 @@ def rotary_forward(
     part: int | None,
     scaling: Scaling | None,
 ) -> tuple[jax.Array, RotaryResiduals]:
-    options = {"base": base, "interleaved": interleaved, "part": part, "scaling": scaling}
+    options: dict[str, Any] = {
+        "base": base,
+        "interleaved": interleaved,
+        "part": part,
+        "scaling": scaling,
+    }
     y = rotary_reference(x, positions, **options)  # F1 to F3
     return y, RotaryResiduals(positions, Turn(**options))
 
