@@ -12,6 +12,7 @@ from jaxprop import Case, Rule
 from jaxprop.derivation import Line, derivation
 from jaxprop.verification import verify
 from jaxprop.vocabulary import names
+from tests.rules.oracle import rule_cases
 from tests.slips import (
     Slip,
     docstring,
@@ -55,7 +56,6 @@ def verified(rule: Rule, case: Case) -> list[str]:
             return [str(error)]
 
 
-VERIFIED = [(rule, case) for rule in jaxprop.CATALOGUE for case in at_scope(rule)]
 LINES = [
     pytest.param(
         rule,
@@ -68,9 +68,7 @@ LINES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("rule", "case"), VERIFIED, ids=[f"{rule.name}-{case.name}" for rule, case in VERIFIED]
-)
+@pytest.mark.parametrize(("rule", "case"), rule_cases(at_scope))
 def test_every_derivation_is_right(rule: Rule, case: Case) -> None:
     assert verified(rule, case) == []
 

@@ -10,6 +10,7 @@ from jaxprop.benchmarking.command import main
 from jaxprop.benchmarking.timing import Contender, Entry
 
 
+@pytest.mark.slow
 def test_writes_table_json_markdown_and_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

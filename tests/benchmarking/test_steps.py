@@ -9,6 +9,7 @@ from jaxprop.benchmarking import steps
 from jaxprop.benchmarking.timing import measure
 
 
+@pytest.mark.slow
 def test_both_ways_are_right_and_by_hand_needs_no_more_memory() -> None:
     entry = steps.step_entry(32, 16)
     assert set(entry.contenders) == {"automatic", "by hand"}

@@ -169,6 +169,7 @@ def test_a_planted_slip_is_trained_beside_the_right_run(
     assert (folder / "slip.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_planted_run_resumed_goes_on_to_the_right_one(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
