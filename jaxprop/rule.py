@@ -289,4 +289,6 @@ def _installed_backward(rule: Rule, saved: Saved, g: PyTree) -> tuple[PyTree, ..
         )
 
     g = installing.incoming_cotangent(rule.name, saved.output, g)
-    return explicit_axes.on_auto_axes(backward, saved.primals)(saved.residuals, g)
+    # JAX may hand a constant back as a number of its own kind.
+    residuals = as_arrays(rule.name, "residuals", saved.residuals)
+    return explicit_axes.on_auto_axes(backward, saved.primals)(residuals, g)

@@ -19,7 +19,7 @@ DEFAULT = {
     "batch_norm",
 }
 NAMES = [
-    pytest.param(rule.name, marks=() if rule.name in DEFAULT else pytest.mark.slow)
+    pytest.param(rule.name, id=rule.name, marks=() if rule.name in DEFAULT else pytest.mark.slow)
     for rule in jaxprop.CATALOGUE
 ]
 

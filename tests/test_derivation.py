@@ -92,6 +92,11 @@ HARMLESS = {
             "exp(x)",
         },
     ),
+    ("kl_divergence", "B2"): (
+        "a number in the place of rows: B4 cannot sum it along an axis and raises, so that the "
+        "slip is found and B2 not named",
+        {"g / rows(logits)"},
+    ),
     ("attention", "F4"): (
         "p = e / sum(e): a positive factor of e cancels; B5 holds for any",
         {"2 * where(mask, exp(z), 0)", "where(mask, exp(z), 0) / 2"},
