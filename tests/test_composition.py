@@ -315,7 +315,15 @@ def test_without_a_key_no_layer_gets_one() -> None:
     assert not np.array_equal(network(params, x, jax.random.key(0)), x)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        "bfloat16",
+        "float64",
+        pytest.param("float32", marks=pytest.mark.slow),
+        pytest.param("float16", marks=pytest.mark.slow),
+    ],
+)
 def test_outputs_and_cotangents_have_the_dtypes_of_their_primals(dtype: str) -> None:
     """Parameters in float32 beside x of any dtype, as in mixed precision, and in x's dtype."""
     network = network_of("two layers")

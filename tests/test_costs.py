@@ -142,9 +142,10 @@ COSTS: dict[str, tuple[dict[str, Rule], Any, Callable]] = {
 }
 
 
-# The readings differ where there is a penalty on parameters.
+# The readings differ where there is a penalty on parameters. The default run has one of each kind.
+DEFAULT = {"no penalty", "l2 of weights", "activity of one layer", "both share a ratio"}
 READ = [
-    (name, reading)
+    pytest.param(name, reading, marks=() if name in DEFAULT else pytest.mark.slow)
     for name, (penalties, *_) in COSTS.items()
     for reading in (READINGS if "penalty" in penalties else READINGS[:1])
 ]
@@ -210,8 +211,13 @@ def test_a_strength_may_be_a_number_an_array_or_a_dict(form: str) -> None:
 @pytest.mark.parametrize("reading", READINGS)
 def test_the_cotangent_of_each_strength_is_its_omega(reading: str) -> None:
     params, x, y = batch()
-    hs = plain_activations(params, x)
-    omegas = {"penalty": half_squares(params), "activity": mean_half_squares(hs)}
+
+    @quickly
+    def plain_omegas(params: Any, x: jax.Array) -> dict:
+        hs = plain_activations(params, x)
+        return {"penalty": half_squares(params), "activity": mean_half_squares(hs)}
+
+    omegas = plain_omegas(params, x)
     for name, strength, expected in [
         ("both, two strengths", {"penalty": LAMBDA, "activity": ALPHA}, omegas),
         ("both, one strength", LAMBDA, sum(omegas.values())),
@@ -423,7 +429,9 @@ def test_the_key_reaches_the_network() -> None:
     ("dtype", "reading"),
     [
         ("bfloat16", "folded"),
-        *((d, "separate") for d in ("float16", "float32", "float64")),
+        ("float64", "separate"),
+        pytest.param("float16", "separate", marks=pytest.mark.slow),
+        pytest.param("float32", "separate", marks=pytest.mark.slow),
     ],
 )
 def test_J_is_float32_at_least_and_gradients_have_their_parameters_dtypes(
