@@ -144,9 +144,10 @@ def _row(position: int) -> Row:
     with jax.numpy_dtype_promotion("standard"):
         reports = [check(item.f, *item.args(), **item.options, seed=seed) for seed in SEEDS]
     found = [[f for f in r.findings if f.verdict in _objections(item)] for r in reports]
-    checks = sorted({finding.check for findings in found for finding in findings})
+    checks = {finding.check for findings in found for finding in findings}
+    meant = checks.intersection(item.checks if isinstance(item, Mutant) else checks)
     others = [_opinion(tool, item) for tool in TOOLS]
-    return Row(item.name, wrong, sum(map(bool, found)), checks, others)
+    return Row(item.name, wrong, sum(map(bool, found)), sorted(meant or checks), others)
 
 
 def _objections(item: Mutant | Right) -> tuple[str, ...]:
@@ -198,6 +199,10 @@ def _details(rows: Sequence[Row], title: str) -> Iterator[str]:
         yield f"| {row.name} | {ours} | " + " | ".join(map(_cell, row.others)) + " |"
 
 
+def _flagged(row: Row) -> bool:
+    return bool(row.ours or any(row.others))
+
+
 def _cell(count: int | None) -> str:
     if count is None:
         return "n/a"
@@ -208,7 +213,7 @@ def _tables(rows: Sequence[Row]) -> str:
     parts = (
         _summary(rows),
         _details([r for r in rows if r.wrong], "wrong: found?"),
-        _details([r for r in rows if not r.wrong], "right: flagged?"),
+        _details([r for r in rows if not r.wrong and _flagged(r)], "right: flagged?"),
     )
     return "\n\n".join("\n".join(lines) for lines in parts) + "\n"
 

@@ -206,6 +206,12 @@ MUTANTS = [
            _sine(lambda d, x, g: jnp.where(x < -30, -d, d)), rows(9), EDGES, "x"),
     Mutant("maximum: both of a tie get all of g", vjp(lambda x, y: jnp.maximum(x, y), _both_tied),
            each((5,), (5,)), EDGES, "x"),
+    Mutant("clip: twice g at its ends", vjp(lambda x: jnp.clip(x, -1, 1), lambda r, g: (
+        jnp.where(jnp.abs(r[0]) == 1, 2 * g, jnp.where(jnp.abs(r[0]) < 1, g, 0)),)),
+        rows(9), EDGES, "x"),
+    Mutant("relu6: minus g at 6", vjp(lambda x: jnp.clip(x, 0, 6), lambda r, g: (
+        jnp.where(r[0] == 6, -g, jnp.where((r[0] > 0) & (r[0] < 6), g, 0)),)),
+        lambda: (normal(9).at[0].set(6.0),), ("algebra", "edges"), "x"),
     Mutant("masked log: nan under the mask",
            vjp(_masked_log, lambda r, g: (g * r[1].astype(g.dtype) / r[0], None)),
            lambda: (positive(4), jnp.array([True, False, True, True])), EDGES, "x"),

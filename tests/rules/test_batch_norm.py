@@ -85,6 +85,7 @@ def test_y_is_that_of_flax_in_training() -> None:
     def peer(x: jax.Array, gamma: jax.Array, beta: jax.Array) -> jax.Array:
         layer = nnx.BatchNorm(5, epsilon=EPS, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
         layer.scale, layer.bias = nnx.Param(gamma), nnx.Param(beta)
+        layer.mean, layer.var = nnx.BatchStat(jnp.zeros(5)), nnx.BatchStat(jnp.ones(5))
         with jax.numpy_dtype_promotion("standard"):
             return layer(x, use_running_average=False)
 
