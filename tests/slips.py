@@ -113,4 +113,4 @@ def with_docstring(rule: Rule, text: str) -> Rule:
     reference.__name__ = rule.name
     reference.__doc__ = text
     vars(reference)["__signature__"] = inspect.signature(rule)
-    return Rule(reference, rule.forward, rule.backward)
+    return Rule(reference, rule.forward, rule.backward, surrogate=rule.surrogate)

@@ -9,28 +9,30 @@ import pytest
 
 import jaxprop
 
-# What strains the design most is in the default run; the rest of the catalogue is for CI.
-DEFAULT = {
-    "linear",
-    "relu",
-    "softmax_cross_entropy",
-    "elastic_net",
-    "activity_l2",
-    "batch_norm",
-}
-NAMES = [
-    pytest.param(rule.name, id=rule.name, marks=() if rule.name in DEFAULT else pytest.mark.slow)
-    for rule in jaxprop.CATALOGUE
-]
+# What strains the design most. What the installer owes every rule is tested on these alone; the
+# checker sees to it that all of the catalogue have it (tests/checking/test_catalogue.py).
+DEFAULT = (jaxprop.linear, jaxprop.softmax_cross_entropy, jaxprop.elastic_net, jaxprop.batch_norm)
+STRAINING = (
+    *DEFAULT,
+    jaxprop.relu,
+    jaxprop.add_rms_norm,
+    jaxprop.attention,
+    jaxprop.linear_cross_entropy,
+    jaxprop.activity_l2,
+)
 
 
-def named(name: str) -> jaxprop.Rule:
-    return next(rule for rule in jaxprop.CATALOGUE if rule.name == name)
+def straining() -> list:
+    """A parameter for each of them; some are in the default run."""
+    return [pytest.param(rule, id=rule.name, marks=slow_unless_default(rule)) for rule in STRAINING]
 
 
-def subject(name: str) -> tuple[jaxprop.Rule, tuple]:
+def slow_unless_default(rule: jaxprop.Rule) -> tuple[pytest.MarkDecorator, ...]:
+    return () if rule in DEFAULT else (pytest.mark.slow,)
+
+
+def subject(rule: jaxprop.Rule) -> tuple[jaxprop.Rule, tuple]:
     """The rule, the options of its first case fixed, and that case's arguments in float64."""
-    rule = named(name)
     case = next(case for case in rule.cases() if not case.edge)
     return rule.bind(**case.options), in_float64(case.args)
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import pytest
 from jax import export, lax
 
+from jaxprop import Rule
 from jaxprop.train.step import initial_state, make_run_steps
 from tests.rules.oracle import by_options, pick
-from tests.subjects import NAMES, named
+from tests.subjects import straining
 from tests.tolerances import assert_near
 from tests.train.small import experiment
 
@@ -20,10 +21,9 @@ def exported(function: Any, *args: Any) -> export.Exported:
     return export.export(jax.jit(function), platforms=PLATFORMS)(*args)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_rule_lowers_for_every_platform(name: str) -> None:
+@pytest.mark.parametrize("rule", straining())
+def test_a_rule_lowers_for_every_platform(rule: Rule) -> None:
     """The forward and the gradient, at each setting of the options and each kind of argument."""
-    rule = named(name)
     for case in by_options(rule):
         function, some = pick(case, rule)
 

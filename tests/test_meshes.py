@@ -19,7 +19,15 @@ from jaxprop.array_types import vary
 from jaxprop.train.experiment import Experiment
 from jaxprop.train.optimisers import update
 from tests.small_rules import lookup, masked, nested, statistics
-from tests.subjects import NAMES, arguments, both_ways, eight_rows, gradient, subject, weighted_sum
+from tests.subjects import (
+    arguments,
+    both_ways,
+    eight_rows,
+    gradient,
+    straining,
+    subject,
+    weighted_sum,
+)
 from tests.tolerances import assert_near
 from tests.train.small import experiment
 
@@ -67,11 +75,10 @@ def assert_as_automatic(f: Callable, args: tuple, mesh: Mesh, specs: tuple, chec
 
 
 @CHECKS
-# weight_norm of one row per device has a gradient of 0: nothing but rounding to compare.
-@pytest.mark.parametrize("name", [name for name in NAMES if name.id != "weight_norm"])
+@pytest.mark.parametrize("rule", straining())
 @pytest.mark.usefixtures("x64")
-def test_every_rule_inside_shard_map(name: str, check_vma: bool) -> None:
-    rule, args = subject(name)
+def test_a_rule_inside_shard_map(rule: Rule, check_vma: bool) -> None:
+    rule, args = subject(rule)
     args, has_batch = eight_rows(args)
     specs = jax.tree.map(lambda has: P("data") if has else P(), has_batch)
     assert_as_automatic(rule, args, one_axis(), specs, check_vma)
@@ -129,6 +136,7 @@ def test_linear_over_two_mesh_axes(check_vma: bool) -> None:
     assert_as_automatic(jaxprop.linear, (x, w, w[0]), two_axes(), specs, check_vma)
 
 
+@pytest.mark.slow
 @CHECKS
 @pytest.mark.parametrize("batch", [P("data"), P(("data", "model"))], ids=str)
 @pytest.mark.usefixtures("x64")

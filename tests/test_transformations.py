@@ -10,14 +10,15 @@ import pytest
 from jax import lax
 
 import jaxprop
+from jaxprop import Rule
 from tests.small_rules import lookup, nested, power, statistics
 from tests.subjects import (
-    NAMES,
     arguments,
     both_ways,
     gradient,
     is_inexact,
     pattern,
+    straining,
     subject,
     weighted_sum,
 )
@@ -106,16 +107,16 @@ def run_all(rule: Callable, args: tuple) -> dict[str, Any]:
     return run(args)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_jitted(name: str) -> None:
-    custom, automatic = both_ways(lambda: run_all(*subject(name)))
+@pytest.mark.parametrize("rule", straining())
+def test_jitted(rule: Rule) -> None:
+    custom, automatic = both_ways(lambda: run_all(*subject(rule)))
     assert_near(custom, automatic, reduced=1000)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_vmap_with_every_argument_unbatched_in_turn(name: str) -> None:
+@pytest.mark.parametrize("rule", straining())
+def test_vmap_with_every_argument_unbatched_in_turn(rule: Rule) -> None:
     """Per-example gradients and the gradient of the batch; these differentiated once more."""
-    rule, args = subject(name)
+    rule, args = subject(rule)
     custom, automatic = both_ways(lambda: vmapped(rule, args))
     assert_near(custom, automatic, reduced=1000)
 

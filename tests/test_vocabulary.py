@@ -39,6 +39,7 @@ EXPRESSIONS = {
     "erf(v)": np.array([0.8427007929497149, -0.9953222650189527, 0.5204998778130465]),
     "abs(m)": np.abs(M),
     "sign(m)": np.sign(M),
+    "round(m)": np.array([[0.0, -2.0, 2.0], [3.0, 0.0, -1.0]]),
     "maximum(m, v)": np.maximum(M, V),
     "minimum(m, v)": np.minimum(M, V),
     "where(m > 0, m, v)": np.where(M > 0, M, V),

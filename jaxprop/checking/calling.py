@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 
+from jaxprop.checking.compiling import in_one_program
 from jaxprop.checking.judging import brief, same
 from jaxprop.checking.plan import Plan
 from jaxprop.checking.probing import Cotangent, pull
@@ -29,7 +30,7 @@ def calling(s: Subject, plan: Plan) -> Iterator[Finding]:
         return s.whole(**dict(zip(names, args, strict=False)))
 
     g = plan.random_g(s, s.args)
-    expected = pull(s.call, s.args, g)
+    expected = _pulled(s.call, s.args, g)
     yield from _called(s, "by keyword", by_keyword, g, expected)
     defaults = [p.default for p in parameters[: len(s.args)]]
     last = next((i for i in range(len(s.args), 0, -1) if defaults[i - 1] is not s.args[i - 1]), 0)
@@ -45,9 +46,13 @@ def _called(
     s: Subject, transform: str, f: Callable[..., PyTree], g: Cotangent, expected: list[jax.Array]
 ) -> Iterator[Finding]:
     try:
-        got = pull(f, s.args, g)
+        got = _pulled(f, s.args, g)
     except Exception as error:
         message = f"raises {brief(error)}; give every argument, by position"
         yield Finding(CHECK, transform, "WARN", message=message)
         return
     yield from same(s, CHECK, transform, got, expected, tolerance=1e-5)
+
+
+def _pulled(f: Callable[..., PyTree], args: tuple[PyTree, ...], g: Cotangent) -> list[jax.Array]:
+    return in_one_program(lambda args, g: pull(f, args, g), args, g)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprop.checking.comparison import as_float64, difference
+from jaxprop.checking.compiling import in_one_program
 from jaxprop.checking.hints import hint
 from jaxprop.checking.judging import MULTIPLE, brief, judge, raised, same
 from jaxprop.checking.plan import Plan, on_host
@@ -65,7 +66,7 @@ def _values(s: Subject, plan: Plan) -> Iterator[Finding]:
     with jax.enable_x64(True):
         args = plan.widened(s.args)
         definition = s.call if raised(lambda: s.reference(*args)) else s.reference
-        expected = definition(*args)
+        expected = in_one_program(definition, *args)
         moved = jax.tree.map(lambda x: x * (1 + plan.precision.eps) if is_float(x) else x, args)
         noise = [
             np.abs(as_float64(a) - as_float64(b)) for a, b in _pairs(expected, definition, moved)
@@ -83,7 +84,7 @@ def _values(s: Subject, plan: Plan) -> Iterator[Finding]:
 
 
 def _pairs(expected: PyTree, definition: Callable[..., PyTree], moved: tuple) -> list[tuple]:
-    again = jax.tree.leaves(definition(*moved))
+    again = jax.tree.leaves(in_one_program(definition, *moved))
     leaves = zip(jax.tree.leaves(expected), again, strict=True)
     return [(a, b) if is_float(jnp.asarray(a)) else (0, 0) for a, b in leaves]
 
@@ -150,7 +151,7 @@ def _types(
         yield Finding(CHECK, transform, verdict, message=message)
         return
     try:
-        y, cotangents = _gradient_types(s, args, given)
+        y, cotangents = _gradient_types(s, args)
     except Exception as error:
         if not given and not _traces(plan.truth, args):
             yield Finding(CHECK, transform, "SKIP", message=f"f rejects it: {brief(error)}")
@@ -174,16 +175,14 @@ def _types(
         yield Finding(CHECK, transform, "FAIL", name, message, hint=text)
 
 
-def _gradient_types(
-    s: Subject, args: tuple[PyTree, ...], given: bool
-) -> tuple[PyTree, list[jax.Array]]:
-    """The forward's output and the cotangents; at the arguments given as arrays, else traced."""
+def _gradient_types(s: Subject, args: tuple[PyTree, ...]) -> tuple[PyTree, list[jax.Array]]:
+    """The forward's output and the cotangents: traced, or run where they cannot be."""
 
     def run(*args: PyTree) -> tuple[PyTree, list[jax.Array]]:
         y, vjp = jax.vjp(s.call, *args)
         return y, select(args, vjp(filled(y, [jnp.ones(x.shape, x.dtype) for x in floats(y)])))
 
-    if given or raised(lambda: jax.eval_shape(run, *args)):
+    if raised(lambda: jax.eval_shape(run, *args)):
         return run(*args)
     return jax.eval_shape(run, *args)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxprop.precision import floating, up
 from jaxprop.rule import Case, Rule
+from jaxprop.samples import normal
 
 
 def identity_reference(x: jax.Array) -> jax.Array:
@@ -265,8 +266,8 @@ def softplus_backward(res: OutputResiduals, g: jax.Array) -> tuple[jax.Array]:
 
 def elementwise_cases(**options: Hashable) -> list[Case]:
     """Arguments for a rule of one array that works on each element by itself."""
-    x = jax.random.normal(jax.random.key(0), (4, 3), jnp.float32)
-    odd = jax.random.normal(jax.random.key(1), (3, 1, 7), jnp.float32)
+    x = normal(0, 4, 3)
+    odd = normal(1, 3, 1, 7)
     zeros = jnp.array([0.0, -0.0, 0.0], jnp.float32)
     large = jnp.array([-1e4, -100.0, 100.0, 1e4], jnp.float32)
     infinite = jnp.array([-jnp.inf, jnp.inf], jnp.float32)

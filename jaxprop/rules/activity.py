@@ -11,6 +11,7 @@ from jaxprop.installing import PyTree
 from jaxprop.precision import up
 from jaxprop.rule import Case, Rule
 from jaxprop.rules.penalties import Filter, PenaltyResiduals, magnitude, select, times, total
+from jaxprop.samples import normal
 
 
 def activity_l2_reference(hs: PyTree, *, layers: Filter = None) -> jax.Array:
@@ -112,8 +113,8 @@ def _layers(owner: str, hs: PyTree, layers: Filter) -> PyTree:
 
 
 def activity_cases() -> list[Case]:
-    h_1 = jax.random.normal(jax.random.key(0), (4, 3), jnp.float32)
-    h_2 = jax.random.normal(jax.random.key(1), (4, 2, 5), jnp.float32)
+    h_1 = normal(0, 4, 3)
+    h_2 = normal(1, 4, 2, 5)
     hs = {"hidden_1": h_1, "hidden_2": h_2}
     low = jax.tree.map(lambda h: h.astype(jnp.bfloat16), hs)
     scope = {"h": h_1, "hs": {"h": h_1}, "layers": None}

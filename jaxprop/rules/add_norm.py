@@ -19,6 +19,7 @@ from jaxprop.rules.standardised import (
     sum_rows,
     unstandardised,
 )
+from jaxprop.samples import normal
 
 ROW = (-1,)
 
@@ -217,8 +218,8 @@ def add_layer_norm_backward(
 
 def _cases(parameters: int) -> list[Case]:
     """Arguments for a rule of x, residual and so many of gamma and beta."""
-    x, residual = 2 * jax.random.normal(jax.random.key(10), (2, 4, 5), jnp.float32) + 1
-    gamma, beta = jax.random.normal(jax.random.key(11), (2, 5), jnp.float32)
+    x, residual = 2 * normal(10, 2, 4, 5) + 1
+    gamma, beta = normal(11, 2, 5)
     given = dict(zip(("gamma", "beta")[:parameters], (jnp.ones(5), jnp.zeros(5)), strict=False))
     options, affine = {"eps": 1e-5}, (gamma + 1, beta)[:parameters]
     low = [array.astype(jnp.bfloat16) for array in (x, residual, *affine)]

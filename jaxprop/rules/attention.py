@@ -11,6 +11,7 @@ from jaxprop.precision import matmul, up
 from jaxprop.rule import Case, Rule
 from jaxprop.rules.attention_operands import Operands, operands
 from jaxprop.rules.blockwise_attention import backward_in_tiles, forward_in_tiles
+from jaxprop.samples import normal
 
 
 def attention_reference(
@@ -174,9 +175,6 @@ def attention_backward(res: AttentionResiduals, g: jax.Array) -> tuple[jax.Array
 
 
 def attention_cases() -> list[Case]:
-    def normal(seed: int, *shape: int) -> jax.Array:
-        return jax.random.normal(jax.random.key(seed), shape, jnp.float32)
-
     q, k, v = normal(0, 2, 7, 4, 4), normal(1, 2, 7, 2, 4), normal(2, 2, 7, 2, 4)
     bias, key_bias, scale = normal(3, 1, 4, 7, 7), normal(4, 1, 4, 1, 7), jnp.float32(0.7)
     mask = normal(5, 2, 1, 7, 7) > -0.5
@@ -211,7 +209,7 @@ def attention_cases() -> list[Case]:
 def _one_head(keys: int) -> dict[str, jax.Array | bool | float | None]:
     """Arrays at the derivation's scope, among the 4 queries one that sees nothing."""
     q, k, v, bias, mask = (
-        jax.random.normal(jax.random.key(i), shape, jnp.float32)
+        normal(i, *shape)
         for i, shape in enumerate([(4, 4), (keys, 4), (keys, 4), (4, keys), (4, keys)])
     )
     arrays = {"q": q, "k": k, "v": v, "bias": bias, "scale": jnp.float32(0.7)}

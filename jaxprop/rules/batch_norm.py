@@ -19,6 +19,7 @@ from jaxprop.rules.standardised import (
     standardised,
     sum_rows,
 )
+from jaxprop.samples import normal
 
 
 def batch_norm_reference(
@@ -210,9 +211,9 @@ def batch_norm_eval_backward(
 
 
 def batch_norm_cases() -> list[Case]:
-    x = 2 * jax.random.normal(jax.random.key(10), (6, 3), jnp.float32) + 1
-    gamma, beta = jax.random.normal(jax.random.key(11), (2, 3), jnp.float32)
-    images = jax.random.normal(jax.random.key(12), (2, 3, 1, 3), jnp.float32)
+    x = 2 * normal(10, 6, 3) + 1
+    gamma, beta = normal(11, 2, 3)
+    images = normal(12, 2, 3, 1, 3)
     given = {"gamma": jnp.ones(3), "beta": jnp.zeros(3)}
     options = {"eps": 1e-5}
     return [

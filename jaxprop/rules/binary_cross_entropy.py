@@ -15,6 +15,7 @@ from jaxprop.rules.losses import (
     per_loss,
     reduce_losses,
 )
+from jaxprop.samples import normal, uniform
 
 
 def sigmoid_binary_cross_entropy_reference(
@@ -166,8 +167,8 @@ def _check(inputs: BinaryInputs, reduction: str) -> None:
 
 
 def sigmoid_binary_cross_entropy_cases() -> list[Case]:
-    logits = 2 * jax.random.normal(jax.random.key(0), (4, 3), jnp.float32)
-    p, w = jax.random.uniform(jax.random.key(1), (2, 4, 3), jnp.float32)
+    logits = 2 * normal(0, 4, 3)
+    p, w = uniform(1, 2, 4, 3)
     hard, pos = p > 0.5, jnp.array([0.5, 1.0, 3.0], jnp.float32)
     large = jnp.array([-1e4, -100.0, 100.0, 1e4], jnp.float32)
     ones = {"weights": jnp.ones((4, 3), jnp.float32), "pos_weight": jnp.ones(3, jnp.float32)}

@@ -25,6 +25,7 @@ from jaxprop.rules.labelled_rows import (
     weigh,
 )
 from jaxprop.rules.losses import check_optional, check_reduction
+from jaxprop.samples import normal
 
 
 def softmax_cross_entropy_reference(
@@ -205,9 +206,6 @@ def _check(inputs: Inputs, reduction: str, ignore_index: int | None) -> None:
 
 
 def softmax_cross_entropy_cases() -> list[Case]:
-    def normal(seed: int, *shape: int) -> jax.Array:
-        return jax.random.normal(jax.random.key(seed), shape, jnp.float32)
-
     logits, odd = 2 * normal(0, 4, 5), normal(1, 2, 3, 7)
     labels = jnp.array([0, 4, 2, 2], jnp.int32)
     odd_labels = jnp.array([[6, 0, 3], [1, 1, 5]], jnp.int32)

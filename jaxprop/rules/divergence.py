@@ -10,6 +10,7 @@ from jaxprop.precision import at_least_float32, floating
 from jaxprop.rule import Case, Rule
 from jaxprop.rules.labelled_rows import Statistics, apart, shifted, statistics
 from jaxprop.rules.losses import check_reduction, per_loss, reduce_losses
+from jaxprop.samples import normal
 
 
 def kl_divergence_reference(
@@ -151,9 +152,9 @@ def _check(logits: jax.Array, target_logits: jax.Array, reduction: str) -> None:
 
 
 def kl_divergence_cases() -> list[Case]:
-    x = 2 * jax.random.normal(jax.random.key(0), (4, 5), jnp.float32)
-    target = jax.random.normal(jax.random.key(1), (4, 5), jnp.float32)
-    odd = jax.random.normal(jax.random.key(2), (2, 2, 3, 7), jnp.float32)
+    x = 2 * normal(0, 4, 5)
+    target = normal(1, 4, 5)
+    odd = normal(2, 2, 2, 3, 7)
     rows = {"logits": x, "target_logits": target, "reduction": "mean"}
     masked = jnp.where(jnp.arange(5) == 3, -jnp.inf, x)
     masked_target = jnp.where(jnp.arange(5) == 3, -jnp.inf, target)

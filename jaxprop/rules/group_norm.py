@@ -19,6 +19,7 @@ from jaxprop.rules.standardised import (
     sum_rows,
     unstandardised,
 )
+from jaxprop.samples import normal
 
 
 def group_norm_reference(
@@ -216,8 +217,8 @@ def instance_norm_backward(
 
 def _cases(given: dict, **options: Hashable) -> list[Case]:
     """Arguments for x of 9 channels."""
-    x = 2 * jax.random.normal(jax.random.key(10), (2, 3, 2, 9), jnp.float32) + 1
-    gamma, beta = jax.random.normal(jax.random.key(11), (2, 9), jnp.float32)
+    x = 2 * normal(10, 2, 3, 2, 9) + 1
+    gamma, beta = normal(11, 2, 9)
     constant = x.at[0].set(3.0)
     return [
         Case("images", (x, gamma, beta), options, given=given),
@@ -234,8 +235,8 @@ def _cases(given: dict, **options: Hashable) -> list[Case]:
 
 
 def _at_scope(channels: int) -> dict[str, jax.Array]:
-    x = jax.random.normal(jax.random.key(12), (1, 5, channels), jnp.float32)
-    gamma, beta = jax.random.normal(jax.random.key(13), (2, channels), jnp.float32)
+    x = normal(12, 1, 5, channels)
+    gamma, beta = normal(13, 2, channels)
     return {"x": x, "gamma": gamma, "beta": beta}
 
 

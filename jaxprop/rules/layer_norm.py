@@ -19,6 +19,7 @@ from jaxprop.rules.standardised import (
     sum_rows,
     unstandardised,
 )
+from jaxprop.samples import normal
 
 ROW = (-1,)
 
@@ -167,11 +168,11 @@ def layer_norm_backward(
 
 def row_cases(parameters: int) -> list[Case]:
     """Arguments for a rule of x and so many of gamma and beta."""
-    x = 2 * jax.random.normal(jax.random.key(10), (4, 5), jnp.float32) + 1
-    odd = jax.random.normal(jax.random.key(11), (2, 1, 7), jnp.float32)
+    x = 2 * normal(10, 4, 5) + 1
+    odd = normal(11, 2, 1, 7)
 
     def with_parameters(x: jax.Array) -> tuple[jax.Array, ...]:
-        gamma, beta = jax.random.normal(jax.random.key(12), (2, x.shape[-1]), jnp.float32)
+        gamma, beta = normal(12, 2, x.shape[-1])
         return (x, gamma + 1, beta)[: parameters + 1]
 
     absent = dict(zip(("gamma", "beta")[:parameters], (jnp.ones(5), jnp.zeros(5)), strict=False))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxprop.precision import floating, matmul, up
 from jaxprop.rule import Case, Rule
+from jaxprop.samples import normal
 
 
 def linear_reference(x: jax.Array, w: jax.Array, b: jax.Array | None = None) -> jax.Array:
@@ -88,9 +89,6 @@ def _check(x: jax.Array, w: jax.Array, b: jax.Array | None) -> None:
 
 
 def linear_cases() -> list[Case]:
-    def normal(seed: int, *shape: int) -> jax.Array:
-        return jax.random.normal(jax.random.key(seed), shape, jnp.float32)
-
     x, w, b = normal(0, 5, 3), normal(1, 3, 4), normal(2, 4)
     return [
         Case("batch of rows", (x, w, b)),

@@ -20,6 +20,7 @@ from jaxprop.rules.logit_blocks import (
     without_logits,
 )
 from jaxprop.rules.losses import check_reduction
+from jaxprop.samples import normal
 
 VARIANTS = ("forward", "recompute")
 
@@ -202,9 +203,6 @@ def _check(inputs: LinearInputs, reduction: str, variant: str, block: int) -> No
 
 
 def linear_cross_entropy_cases() -> list[Case]:
-    def normal(seed: int, *shape: int) -> jax.Array:
-        return jax.random.normal(jax.random.key(seed), shape, jnp.float32)
-
     h, w, labels = normal(0, 5, 3), normal(1, 3, 7), jnp.array([0, 6, 2, 2, 5], jnp.int32)
     weights = jnp.array([1.0, 0.5, 2.0, 0.0, 3.0], jnp.float32)
     e, z, cap = jnp.float32(0.1), jnp.float32(0.01), jnp.float32(5.0)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxprop.precision import at_least_float32, floating
 from jaxprop.rule import Case, Rule
+from jaxprop.samples import normal
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -131,8 +132,8 @@ def check_reduction(owner: str, reduction: str) -> None:
 
 
 def mean_squared_error_cases() -> list[Case]:
-    y_hat = jax.random.normal(jax.random.key(0), (4, 3), jnp.float32)
-    y = jax.random.normal(jax.random.key(1), (4, 3), jnp.float32)
+    y_hat = normal(0, 4, 3)
+    y = normal(1, 4, 3)
     mean = {"reduction": "mean"}
     return [
         Case("matrix", (y_hat, y)),

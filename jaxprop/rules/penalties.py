@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxprop.installing import PyTree
 from jaxprop.precision import at_least_float32, floating, up
 from jaxprop.rule import Case, Rule
+from jaxprop.samples import normal
 
 Filter = str | tuple[str, ...] | Callable[[str], bool] | None
 
@@ -233,16 +234,13 @@ def _check_ratio(l1_ratio: jax.typing.ArrayLike) -> None:
 
 
 def _parameters() -> PyTree:
-    def normal(seed: int, *shape: int) -> jax.Array:
-        return jax.random.normal(jax.random.key(seed), shape, jnp.float32)
-
     hidden = {"w": normal(0, 3, 4), "b": normal(1, 4)}
     return {"hidden_1": hidden, "output": {"w": normal(2, 4, 2), "b": normal(3, 2)}}
 
 
 def _one_leaf() -> dict[str, PyTree]:
     """Arrays at the scope of the derivations."""
-    w = jax.random.normal(jax.random.key(4), (3, 4), jnp.float32)
+    w = normal(4, 3, 4)
     return {"w": w, "params": {"w": w}, "leaves": None}
 
 

@@ -16,6 +16,7 @@ from jaxprop.rules.losses import (
     together,
 )
 from jaxprop.rules.penalties import magnitude
+from jaxprop.samples import normal
 
 
 def mean_absolute_error_reference(
@@ -203,8 +204,8 @@ def log_cosh_backward(res: PairResiduals, g: jax.Array) -> tuple[jax.Array, jax.
 
 
 def robust_cases() -> list[Case]:
-    y_hat = 2 * jax.random.normal(jax.random.key(0), (4, 3), jnp.float32)
-    y = jax.random.normal(jax.random.key(1), (4, 3), jnp.float32)
+    y_hat = 2 * normal(0, 4, 3)
+    y = normal(1, 4, 3)
     mean, inf = {"reduction": "mean"}, jnp.full(2, jnp.inf, jnp.float32)
     low = y_hat.astype(jnp.bfloat16)
     return [

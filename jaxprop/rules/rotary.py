@@ -18,6 +18,7 @@ from jaxprop.rules.rotary_scaling import (
     Unscaled,
     YarnScaling,
 )
+from jaxprop.samples import normal
 
 
 def rotary_reference(
@@ -179,9 +180,6 @@ def _check(x: jax.Array, positions: jax.Array, base: float, part: int | None) ->
 
 
 def rotary_cases() -> list[Case]:
-    def normal(seed: int, *shape: int) -> jax.Array:
-        return jax.random.normal(jax.random.key(seed), shape, jnp.float32)
-
     x, positions = normal(0, 2, 5, 3, 8), jnp.arange(5, dtype=jnp.int32)
     own = jnp.array([[0, 1, 2, 0, 1], [7, 8, 9, 10, 11]], jnp.int32)
     base = {"base": 100.0}

@@ -8,6 +8,7 @@ from jax import lax
 
 from jaxprop.precision import floating, up
 from jaxprop.rule import Case, Rule
+from jaxprop.samples import normal
 
 
 def softmax_reference(x: jax.Array, *, axis: int = -1) -> jax.Array:
@@ -75,8 +76,8 @@ def softmax_backward(res: SoftmaxResiduals, g: jax.Array) -> tuple[jax.Array]:
 
 
 def softmax_cases() -> list[Case]:
-    x = 2 * jax.random.normal(jax.random.key(0), (4, 5), jnp.float32)
-    odd = jax.random.normal(jax.random.key(1), (2, 3, 7), jnp.float32)
+    x = 2 * normal(0, 4, 5)
+    odd = normal(1, 2, 3, 7)
     masked = jnp.where(jnp.eye(4, 5, dtype=bool), -jnp.inf, x)
     rows = {"x": x, "axis": -1}
     return [

@@ -18,6 +18,7 @@ from jaxprop.rules.standardised import (
     sum_rows,
     unstandardised,
 )
+from jaxprop.samples import normal
 
 
 def l2_normalize_reference(x: jax.Array, *, axis: int = -1, eps: float) -> jax.Array:
@@ -236,8 +237,8 @@ def weight_norm_backward(res: WeightNormResiduals, g: jax.Array) -> tuple[jax.Ar
 
 
 def l2_normalize_cases() -> list[Case]:
-    x = jax.random.normal(jax.random.key(10), (4, 5), jnp.float32)
-    odd = jax.random.normal(jax.random.key(11), (2, 3, 7), jnp.float32)
+    x = normal(10, 4, 5)
+    odd = normal(11, 2, 3, 7)
     options, rows = {"eps": 1e-6}, {"x": x, "axis": -1}
     return [
         Case("rows", (x,), options),
@@ -254,8 +255,8 @@ def l2_normalize_cases() -> list[Case]:
 
 
 def weight_standardize_cases() -> list[Case]:
-    w = jax.random.normal(jax.random.key(10), (6, 3), jnp.float32) + 1
-    window = jax.random.normal(jax.random.key(11), (2, 2, 3, 4), jnp.float32)
+    w = normal(10, 6, 3) + 1
+    window = normal(11, 2, 2, 3, 4)
     options = {"eps": 1e-5}
     return [
         Case("matrix", (w,), options),
@@ -272,8 +273,8 @@ def weight_standardize_cases() -> list[Case]:
 
 
 def weight_norm_cases() -> list[Case]:
-    v = jax.random.normal(jax.random.key(10), (6, 3), jnp.float32)
-    window = jax.random.normal(jax.random.key(11), (2, 2, 3, 3), jnp.float32)
+    v = normal(10, 6, 3)
+    window = normal(11, 2, 2, 3, 3)
     gain = jnp.array([0.5, -2.0, 1.5], jnp.float32)
     return [
         Case("matrix", (v, gain)),

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprop import samples
+
 
 @dataclass(frozen=True)
 class Mutant:
@@ -45,7 +47,7 @@ def vjp(primal: Callable, backward: Callable, forward: Callable | None = None) -
 
 
 def normal(*shape: int, seed: int = 0, scale: float = 1.0, dtype: Any = jnp.float32) -> jax.Array:
-    return (scale * jax.random.normal(jax.random.key(seed), shape, jnp.float32)).astype(dtype)
+    return (scale * samples.normal(seed, *shape)).astype(dtype)
 
 
 def positive(*shape: int, seed: int = 0) -> jax.Array:

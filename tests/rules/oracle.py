@@ -9,6 +9,7 @@ import pytest
 
 import jaxprop
 from jaxprop import Case, Rule
+from jaxprop.samples import normal
 
 SEEDS = (0, 1, 2)
 
@@ -17,20 +18,20 @@ def ids(item: Any) -> str:
     return item.name
 
 
-# So many cases of each rule are in the default run; the others are marked slow, for CI.
-DEFAULT_CASES = 1
-
-
-def rule_cases(cases_of: Callable[[Rule], Sequence[Case]]) -> list:
-    """Parameters (rule, case) for the whole catalogue."""
+def rule_cases(
+    cases_of: Callable[[Rule], Sequence[Case]],
+    default: Sequence[Rule],
+    rules: Sequence[Rule] = jaxprop.CATALOGUE,
+) -> list:
+    """Parameters (rule, case). The first case of a rule of `default` is in the default run."""
     return [
         pytest.param(
             rule,
             case,
             id=f"{rule.name}-{case.name}",
-            marks=pytest.mark.slow if place >= DEFAULT_CASES else (),
+            marks=() if place == 0 and rule in default else pytest.mark.slow,
         )
-        for rule in jaxprop.CATALOGUE
+        for rule in rules
         for place, case in enumerate(cases_of(rule))
     ]
 
@@ -76,11 +77,7 @@ def pick(case: Case, function: Any) -> Any:
 def cotangent(y: Any, seed: int) -> Any:
     """A random cotangent of the types of y, which may be several outputs."""
     leaves, structure = jax.tree.flatten(y)
-    keys = [jax.random.key(seed + 10 * i) for i in range(len(leaves))]
-    draws = [
-        jax.random.normal(key, leaf.shape, jnp.float32).astype(leaf.dtype)
-        for key, leaf in zip(keys, leaves, strict=True)
-    ]
+    draws = [normal(seed + 10 * i, *leaf.shape).astype(leaf.dtype) for i, leaf in enumerate(leaves)]
     return structure.unflatten(draws)
 
 

@@ -203,6 +203,7 @@ def test_softplus_keeps_the_relative_accuracy_of_its_gradient_everywhere(dtype: 
     assert_near(np.asarray(dx, np.float64) / p, np.ones(201), dtype, reduced=80)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES, ids=ids)
 def test_bfloat16_is_no_worse_than_automatic_differentiation_of_plain_code(rule: Rule) -> None:
     def draw(seed: int) -> tuple:

@@ -139,6 +139,7 @@ def test_low_precision_activations_are_summed_in_float32(rule: Rule) -> None:
     assert float(omega) == {activity_l2: 2048, activity_l1: 4096}[rule]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES, ids=ids)
 def test_bfloat16_is_no_worse_than_automatic_differentiation_of_plain_code(rule: Rule) -> None:
     def draw(seed: int) -> tuple:

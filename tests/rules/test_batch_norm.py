@@ -20,7 +20,7 @@ EPS = 1e-5
 
 
 def normal(*shape: int, seed: int = 0) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
 
 
 def arguments(x: jax.Array) -> list[jax.Array]:
@@ -92,6 +92,7 @@ def test_y_is_that_of_flax_in_training() -> None:
     assert_agrees_with_jax(y_alone(), peer, arguments(normal(6, 5)), reduced=6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_the_statistics_are_those_of_numpy_over_every_axis_but_the_last() -> None:
     x = normal(2, 3, 4, 5) + 1
@@ -123,6 +124,7 @@ def test_the_statistics_are_float32_where_x_is_bfloat16() -> None:
     assert (y.dtype, mean.dtype, var.dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_no_worse_than_automatic_differentiation_of_plain_code() -> None:
     def draw(seed: int) -> tuple:
         args = arguments(2 * normal(64, 16, seed=seed) + 1)

@@ -219,6 +219,7 @@ def test_the_loss_is_float32_at_least(dtype: str, reduction: str) -> None:
     assert (loss.dtype, dx.dtype, dp.dtype) == (jnp.float32, dtype, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["softmax", "sigmoid"])
 def test_bfloat16_is_no_worse_than_automatic_differentiation_of_plain_code(rule: str) -> None:
     def draw(seed: int) -> tuple:

@@ -20,7 +20,7 @@ LABELS = np.array([0, 4, 2, 2, 1, 3], np.int32)
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
-    return 2 * jax.random.normal(jax.random.key(seed), shape)
+    return 2 * jnp.asarray(np.random.default_rng(seed).normal(size=shape))
 
 
 def distributions() -> jax.Array:
@@ -108,6 +108,7 @@ def test_smoothing_is_that_of_optax() -> None:
     assert_agrees_with_jax(rule, lambda x, labels: peer(x, hot), [x, LABELS], reduced=30)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_weights_that_are_integers_repeat_their_examples() -> None:
     """Mean and sum; every option counts an example as often as its weight says."""
@@ -184,6 +185,7 @@ def test_a_masked_class_is_harmless_while_the_smoothing_is_0() -> None:
     assert np.isinf(both(x, labels, None, None, jnp.float32(0.1))[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_it_saves_two_numbers_per_example_whatever_is_given(reduction: str) -> None:
     x, w, cw = normal(0, 6, 50), jnp.ones(6), jnp.ones(50)
@@ -212,6 +214,7 @@ def test_nothing_as_large_as_the_logits_is_made_beside_their_gradient(dtype: str
         assert temp < n * classes // 64
 
 
+@pytest.mark.slow
 def test_bfloat16_is_no_worse_than_automatic_differentiation_of_plain_code() -> None:
     e, z = jnp.bfloat16(0.1), jnp.bfloat16(0.01)
 
@@ -222,7 +225,7 @@ def test_bfloat16_is_no_worse_than_automatic_differentiation_of_plain_code() -> 
         return jnp.sum(w * each) / jnp.sum(w)
 
     def draw(seed: int) -> tuple:
-        x, logit = 3 * jax.random.normal(jax.random.key(seed), (2, 16, 50))
+        x, logit = 3 * jnp.asarray(np.random.default_rng(seed).normal(size=(2, 16, 50)))
         w = jax.random.uniform(jax.random.key(seed + 100), (16,))
         return tuple(a.astype(jnp.bfloat16) for a in (x, jax.nn.softmax(logit), w))
 
@@ -243,7 +246,7 @@ def test_bfloat16_is_no_worse_than_automatic_differentiation_of_plain_code() -> 
 def test_a_vocabulary_of_131072_in_bfloat16() -> None:
     """Sums over that many terms keep float32's digits; in bfloat16 they would stop at 256."""
     n, classes = 8, 131072
-    x = (3 * jax.random.normal(jax.random.key(0), (n, classes))).astype(jnp.bfloat16)
+    x = (3 * jnp.asarray(np.random.default_rng(0).normal(size=(n, classes)))).astype(jnp.bfloat16)
     labels = jax.random.randint(jax.random.key(1), (n,), 0, classes)
     e, z = jnp.float32(0.1), jnp.float32(1e-4)
     loss, (dx, *_) = both(x, labels, None, None, e, z)

@@ -1,4 +1,4 @@
-"""What holds for every rule of the catalogue, at each of its cases."""
+"""What holds for every rule: the values at each case, the rest where the design is strained."""
 
 from collections.abc import Callable
 from functools import partial
@@ -23,10 +23,11 @@ from tests.rules.oracle import (
     rule_cases,
     truth,
 )
+from tests.subjects import DEFAULT, STRAINING, straining
 from tests.tolerances import assert_near
 
-RULE_CASES = rule_cases(lambda rule: rule.cases())
-OPTIONS = rule_cases(by_options)
+RULE_CASES = rule_cases(lambda rule: rule.cases(), DEFAULT)
+OPTIONS = rule_cases(by_options, DEFAULT, STRAINING)
 
 
 @pytest.mark.parametrize(("rule", "case"), RULE_CASES)
@@ -93,7 +94,7 @@ def test_second_derivatives_match_the_reference(rule: Rule, case: Case) -> None:
     assert_near(second(rule), second(rule.reference), reduced=reduced(case))
 
 
-@pytest.mark.parametrize(("rule", "case"), RULE_CASES)
+@pytest.mark.parametrize(("rule", "case"), OPTIONS)
 def test_backward_is_linear_in_g(rule: Rule, case: Case) -> None:
     """Exactly so for a power of two, whatever else g is: no clipping, rounding or squaring."""
     y, saved = rule.forward(*case.args, **case.options)
@@ -126,7 +127,7 @@ def test_softmax_cross_entropy_saves_two_numbers_per_example() -> None:
     assert residual_bytes(jaxprop.softmax_cross_entropy, case) == 8 * case.args[0].shape[0]
 
 
-@pytest.mark.parametrize("rule", jaxprop.CATALOGUE, ids=ids)
+@pytest.mark.parametrize("rule", straining())
 def test_forward_and_backward_trace_on_an_explicit_mesh(rule: Rule) -> None:
     """Every leaf that two devices can divide is sharded over its first axis."""
     mesh = jax.make_mesh((2,), ("data",))

@@ -82,6 +82,7 @@ def test_db_of_many_bfloat16_rows_is_summed_in_float32_and_rounded_once() -> Non
     np.testing.assert_array_equal(np.asarray(dw, np.float64), rounded[None, None])
 
 
+@pytest.mark.slow
 def test_bfloat16_is_no_worse_than_automatic_differentiation_of_plain_code() -> None:
     def draw(seed: int) -> tuple:
         arrays = normal(seed, 64, 16), normal(seed + 100, 16, 8), normal(seed + 200, 8)

@@ -22,8 +22,8 @@ VARIANTS = ("forward", "recompute")
 
 
 def arguments(n: int, d: int, vocabulary: int) -> list[jax.Array]:
-    h = jax.random.normal(jax.random.key(0), (n, d))
-    w = jax.random.normal(jax.random.key(1), (d, vocabulary))
+    h = jnp.asarray(np.random.default_rng(0).normal(size=(n, d)))
+    w = jnp.asarray(np.random.default_rng(1).normal(size=(d, vocabulary)))
     labels = jnp.asarray(np.random.default_rng(2).integers(0, vocabulary, n))
     return [h, w, labels]
 
@@ -74,6 +74,7 @@ def test_no_g_gives_no_gradient_and_twice_g_gives_twice_of_it(variant: str, redu
         assert np.any(once[position])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_what_is_saved_is_what_the_docstring_says(variant: str) -> None:
     n, d, vocabulary = 32, 8, 64
@@ -125,6 +126,7 @@ def test_the_gradient_of_w_is_added_up_in_float32(variant: str) -> None:
     np.testing.assert_array_equal(dw, jnp.array([[-n / 2, n / 2]], jnp.bfloat16))
 
 
+@pytest.mark.slow
 def test_bfloat16_is_no_worse_than_automatic_differentiation_of_plain_code() -> None:
     labels = jax.random.randint(jax.random.key(2), (48,), 0, 50)
 
@@ -138,8 +140,8 @@ def test_bfloat16_is_no_worse_than_automatic_differentiation_of_plain_code() -> 
         return linear_cross_entropy.backward(saved, g)[:2]
 
     def draw(seed: int) -> tuple:
-        h = jax.random.normal(jax.random.key(seed), (48, 16))
-        w = jax.random.normal(jax.random.key(seed + 100), (16, 50))
+        h = jnp.asarray(np.random.default_rng(seed).normal(size=(48, 16)))
+        w = jnp.asarray(np.random.default_rng(seed + 100).normal(size=(16, 50)))
         return h.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
 
     rule = Rule(linear_cross_entropy_reference, forward, backward)
@@ -210,6 +212,7 @@ def test_linear_token_log_probs_are_those_of_whole_capped_logits(ignored: int | 
     assert_agrees_with_jax(linear_token_log_probs, peer, args, reduced=100, **options)
 
 
+@pytest.mark.slow
 def test_a_preference_loss_needs_no_whole_logits() -> None:
     """DPO's: the difference of two sums of log-probabilities, each token with its own cotangent."""
     h, w, tokens = arguments(8, 3, 13)

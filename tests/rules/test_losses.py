@@ -109,6 +109,7 @@ def test_an_unknown_reduction_is_refused(reduction: object) -> None:
     assert_refuses(mean_squared_error, tuple(pair(2)), ValueError, message, reduction=reduction)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_no_worse_than_automatic_differentiation_of_plain_code() -> None:
     def draw(seed: int) -> tuple:
         y_hat, y = np.random.default_rng(seed).normal(size=(2, 32, 16))

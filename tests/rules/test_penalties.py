@@ -241,6 +241,7 @@ PLAIN: dict[Rule, Callable] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", PLAIN, ids=ids)
 def test_bfloat16_is_no_worse_than_automatic_differentiation_of_plain_code(rule: Rule) -> None:
     def draw(seed: int) -> tuple:

@@ -77,6 +77,7 @@ def test_exact_gelu_keeps_its_relative_accuracy_at_negative_x() -> None:
     assert_near(np.asarray(gradient(EXACT, x)) / slope, np.ones(29), "float32", reduced=64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RULES)
 def test_bfloat16_is_no_worse_than_automatic_differentiation_of_plain_code(name: str) -> None:
     def draw(seed: int) -> tuple:

@@ -104,6 +104,7 @@ def test_nothing_gives_nothing(shape: tuple[int, ...]) -> None:
     assert gradient(x, x).shape == shape
 
 
+@pytest.mark.slow
 def test_bfloat16_is_no_worse_than_automatic_differentiation_of_plain_code() -> None:
     def draw(seed: int) -> tuple:
         x = np.random.default_rng(seed).normal(0, 3, (16, 50))

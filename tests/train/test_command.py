@@ -113,6 +113,7 @@ def test_a_run_leaves_its_files(done: Done) -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_same_command_again_has_the_same_numbers_in_the_next_free_folder(
     done: Done, tmp_path: Path
 ) -> None:
@@ -155,6 +156,7 @@ def test_a_cost_that_becomes_nan_is_one_line(capsys: pytest.CaptureFixture) -> N
     assert "the cost must stay finite, got: J became" in said
 
 
+@pytest.mark.slow
 def test_a_planted_slip_is_trained_beside_the_right_run(
     done: Done, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
@@ -182,6 +184,7 @@ def test_a_planted_run_resumed_goes_on_to_the_right_one(
     assert (tmp_path / "run" / "slip.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dataset", "score"),
     [("breast_cancer", "held-out accuracy"), ("diabetes", "held-out R^2")],
@@ -193,6 +196,7 @@ def test_the_other_bundled_datasets(
     assert score in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_mnist_from_files_that_are_not_compressed(
     capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:

@@ -96,6 +96,7 @@ def test_an_epoch_sees_every_example_once_in_an_order_of_its_own() -> None:
     assert experiment(seed=1).order(1).tolist() != first.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "kept"), [("float32", "float32"), ("bfloat16", "float32")])
 def test_dtypes(dtype: str, kept: str) -> None:
     made = experiment(dtype=dtype)

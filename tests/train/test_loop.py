@@ -94,6 +94,7 @@ def test_a_resumed_run_has_the_same_numbers_bit_for_bit(
     assert_same_numbers(folder, uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_again_and_again_ends_with_the_same_parameters(
     tmp_path: Path, made: Experiment, uninterrupted: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +173,7 @@ def run(path: Path, **changes: Any) -> tuple[Finished, list[dict[str, Any]]]:
     return fit(made, folder, Silent()), folder.records()
 
 
+@pytest.mark.slow
 def test_automatic_trains_to_the_same_losses(tmp_path: Path) -> None:
     changes = {"optimiser": "sgd", "schedule": "constant", "activity_penalty": "l2"}
     _, by_hand = run(tmp_path / "hand", **changes)
@@ -181,6 +183,7 @@ def test_automatic_trains_to_the_same_losses(tmp_path: Path) -> None:
         assert_near(jnp.asarray(ours), jnp.asarray(theirs), reduced=12 * 16)
 
 
+@pytest.mark.slow
 def test_bfloat16_learns_and_its_parameters_stay_float32(tmp_path: Path) -> None:
     finished, records = run(tmp_path / "run", dtype="bfloat16")
     assert records[-1]["train_cost"] < records[1]["train_cost"]
@@ -213,6 +216,7 @@ def test_a_checkpoint_that_cannot_be_read_is_refused(
         fit(made, folder, Silent())
 
 
+@pytest.mark.slow
 def test_metrics_that_lack_a_line_are_refused(tmp_path: Path) -> None:
     made = experiment(epochs=1)
     folder = new_folder(tmp_path / "run", made)

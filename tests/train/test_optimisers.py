@@ -25,6 +25,7 @@ def make(**changes: object) -> optax.GradientTransformation:
     return make_optimiser(config, make_schedule(config, STEPS))
 
 
+@pytest.mark.slow
 def test_the_names_are_those_of_optax_and_each_takes_a_step() -> None:
     names = optimiser_names()
     assert {"adam", "adamw", "sgd", "rmsprop", "lion", "nadam", "adagrad"} <= set(names)

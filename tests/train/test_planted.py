@@ -89,6 +89,7 @@ def test_only_chains_of_dense_layers() -> None:
         planted_value_and_grad(J, Lines())
 
 
+@pytest.mark.slow
 def test_bfloat16_data_with_float32_parameters() -> None:
     J, (params, x, y, _) = problem()
     params = jax.tree.map(lambda p: p.astype(jnp.float32), params)

@@ -85,6 +85,7 @@ def test_the_cost_of_an_epoch_weighs_steps_by_their_examples() -> None:
     assert_near(jnp.asarray(epoch_cost(experiment(), costs)), jnp.asarray(truth))
 
 
+@pytest.mark.slow
 def test_the_optimiser_of_the_settings_is_the_one_that_runs() -> None:
     made = experiment(optimiser="adam", schedule="constant", learning_rate=0.01)
     state = make_run_steps(made)(initial_state(made), made.order(1), 0, 1)

@@ -1,0 +1,24 @@
+"""The catalogue before the checker: at a quick level by default, in full where slow tests run."""
+
+import pytest
+
+import jaxprop
+from jaxprop import Rule
+from jaxprop.checking import check
+from tests.rules.oracle import ids
+
+QUICK = ("contract", "algebra", "linearity")
+
+
+@pytest.mark.parametrize("rule", jaxprop.CATALOGUE, ids=ids)
+def test_a_rule_is_right_at_its_first_case(rule: Rule) -> None:
+    case = rule.cases()[0]
+    report = check(rule.bind(**case.options), *case.args, checks=QUICK)
+    assert report.verdict == "PASS", str(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", jaxprop.CATALOGUE, ids=ids)
+def test_no_rule_fails_anywhere(rule: Rule) -> None:
+    report = check(rule)
+    assert report.verdict != "FAIL", str(report)
