@@ -1,9 +1,10 @@
 """The checker beside the usual tools: who finds which wrong function, and who flags right ones.
 
-    python -m tests.checking.comparing [--markdown FILE]
+    python -m tests.checking.comparing [--seeds N] [--markdown FILE]
 
 takes every mutant and every right function of this folder through `jaxprop.check`,
-`jax.test_util.check_grads` and `chex.assert_numerical_grads`, each with three seeds.
+`jax.test_util.check_grads` and `chex.assert_numerical_grads`. With three seeds, as it is unless
+told, it takes two hours of a core.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +34,7 @@ from tests.checking.making import Mutant, Right
 from tests.checking.mutants import MUTANTS
 from tests.checking.right import RIGHT
 
-SEEDS = (0, 1, 2)
+SEEDS = 3
 PRECISIONS = ("float32", "float64")
 ORDERS = (1, 2)
 OURS = "jaxprop.check"
@@ -51,6 +53,7 @@ class Row(NamedTuple):
 
     name: str
     wrong: bool
+    seeds: int
     ours: int
     checks: list[str]
     others: list[int | None]
@@ -137,17 +140,17 @@ TOOLS = [
 ]
 
 
-def _row(position: int) -> Row:
+def _row(seeds: int, position: int) -> Row:
     """Every tool's opinion of one function, at each seed."""
     item = (MUTANTS + RIGHT)[position]
     wrong = isinstance(item, Mutant)
     with jax.numpy_dtype_promotion("standard"):
-        reports = [check(item.f, *item.args(), **item.options, seed=seed) for seed in SEEDS]
+        reports = [check(item.f, *item.args(), **item.options, seed=seed) for seed in range(seeds)]
     found = [[f for f in r.findings if f.verdict in _objections(item)] for r in reports]
     checks = {finding.check for findings in found for finding in findings}
     meant = checks.intersection(item.checks if isinstance(item, Mutant) else checks)
-    others = [_opinion(tool, item) for tool in TOOLS]
-    return Row(item.name, wrong, sum(map(bool, found)), sorted(meant or checks), others)
+    others = [_opinion(tool, item, seeds) for tool in TOOLS]
+    return Row(item.name, wrong, seeds, sum(map(bool, found)), sorted(meant or checks), others)
 
 
 def _objections(item: Mutant | Right) -> tuple[str, ...]:
@@ -155,19 +158,19 @@ def _objections(item: Mutant | Right) -> tuple[str, ...]:
     return ("FAIL", "WARN") if warned else ("FAIL",)
 
 
-def _opinion(tool: Tool, item: Mutant | Right) -> int | None:
+def _opinion(tool: Tool, item: Mutant | Right, seeds: int) -> int | None:
     if item.options.get("surrogate"):
         return None  # not a derivative on purpose: they are not asked
-    said = [tool.objects(item, seed) for seed in SEEDS]
+    said = [tool.objects(item, seed) for seed in range(seeds)]
     return None if None in said else sum(map(bool, said))
 
 
-def _rows(workers: int) -> list[Row]:
+def _rows(workers: int, seeds: int) -> list[Row]:
     """Every row, several at a time; a process is replaced before it holds too many programs."""
     count = len(MUTANTS) + len(RIGHT)
     rows = []
     with ProcessPoolExecutor(workers, get_context("spawn"), max_tasks_per_child=8) as pool:
-        for row in pool.map(_row, range(count)):
+        for row in pool.map(partial(_row, seeds), range(count)):
             rows.append(row)
             print(f"{len(rows)} of {count}: {row.name}".ljust(90), end="\r", file=sys.stderr)
     print(file=sys.stderr)
@@ -181,10 +184,10 @@ def _summary(rows: Sequence[Row]) -> Iterator[str]:
         "| cannot be asked |"
     )
     yield "|---|---|---|---|"
-    found, flagged = (sum(r.ours == len(SEEDS) for r in mutants), sum(r.ours > 0 for r in right))
+    found, flagged = (sum(r.ours == r.seeds for r in mutants), sum(r.ours > 0 for r in right))
     yield f"| {OURS} | {found} | {flagged} | 0 |"
     for i, tool in enumerate(TOOLS):
-        found = sum(r.others[i] == len(SEEDS) for r in mutants)
+        found = sum(r.others[i] == r.seeds for r in mutants)
         flagged = sum(bool(r.others[i]) for r in right)
         unable = sum(r.others[i] is None for r in rows)
         yield f"| {tool.name} | {found} | {flagged} | {unable} |"
@@ -195,18 +198,19 @@ def _details(rows: Sequence[Row], title: str) -> Iterator[str]:
     yield f"| {title} | {OURS} | " + " | ".join(names) + " |"
     yield "|---" * (len(TOOLS) + 2) + "|"
     for row in rows:
-        ours = _cell(row.ours) + (f" ({', '.join(row.checks)})" if row.checks else "")
-        yield f"| {row.name} | {ours} | " + " | ".join(map(_cell, row.others)) + " |"
+        ours = _cell(row.ours, row.seeds) + (f" ({', '.join(row.checks)})" if row.checks else "")
+        cells = [_cell(count, row.seeds) for count in row.others]
+        yield f"| {row.name} | {ours} | {' | '.join(cells)} |"
 
 
 def _flagged(row: Row) -> bool:
     return bool(row.ours or any(row.others))
 
 
-def _cell(count: int | None) -> str:
+def _cell(count: int | None, seeds: int) -> str:
     if count is None:
         return "n/a"
-    return {0: "no", len(SEEDS): "yes"}.get(count, f"{count} of {len(SEEDS)}")
+    return {0: "no", seeds: "yes"}.get(count, f"{count} of {seeds}")
 
 
 def _tables(rows: Sequence[Row]) -> str:
@@ -229,8 +233,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="comparing", description=__doc__)
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="put the tables there, too")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes at a time")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="with so many, from 0 up")
     chosen = parser.parse_args(arguments)
-    tables = _tables(_rows(chosen.workers))
+    tables = _tables(_rows(chosen.workers, chosen.seeds))
     print(tables)
     if chosen.markdown:
         _put(tables, chosen.markdown)
