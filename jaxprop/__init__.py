@@ -20,12 +20,14 @@ from jaxprop.rules.batch_norm import batch_norm, batch_norm_eval
 from jaxprop.rules.binary_cross_entropy import sigmoid_binary_cross_entropy
 from jaxprop.rules.cross_entropy import softmax_cross_entropy
 from jaxprop.rules.divergence import kl_divergence
+from jaxprop.rules.global_pooling import global_avg_pool, global_max_pool
 from jaxprop.rules.group_norm import group_norm, instance_norm
 from jaxprop.rules.layer_norm import layer_norm, rms_norm
 from jaxprop.rules.linear import linear
 from jaxprop.rules.linear_cross_entropy import linear_cross_entropy
 from jaxprop.rules.losses import mean_squared_error
 from jaxprop.rules.penalties import elastic_net, l1, l2
+from jaxprop.rules.pooling import avg_pool, max_pool
 from jaxprop.rules.robust_losses import huber, log_cosh, mean_absolute_error
 from jaxprop.rules.rotary import rotary
 from jaxprop.rules.self_gated import gelu, silu
@@ -49,6 +51,7 @@ __all__ = [
     "add_rms_norm",
     "attention",
     "automatic",
+    "avg_pool",
     "batch_norm",
     "batch_norm_eval",
     "chain",
@@ -59,6 +62,8 @@ __all__ = [
     "elastic_net",
     "elementwise",
     "gelu",
+    "global_avg_pool",
+    "global_max_pool",
     "group_norm",
     "huber",
     "identity",
@@ -73,6 +78,7 @@ __all__ = [
     "linear_cross_entropy",
     "linear_token_log_probs",
     "log_cosh",
+    "max_pool",
     "mean_absolute_error",
     "mean_squared_error",
     "relu",

@@ -9,12 +9,14 @@ from jaxprop.rules.batch_norm import batch_norm, batch_norm_eval
 from jaxprop.rules.binary_cross_entropy import sigmoid_binary_cross_entropy
 from jaxprop.rules.cross_entropy import softmax_cross_entropy
 from jaxprop.rules.divergence import kl_divergence
+from jaxprop.rules.global_pooling import global_avg_pool, global_max_pool
 from jaxprop.rules.group_norm import group_norm, instance_norm
 from jaxprop.rules.layer_norm import layer_norm, rms_norm
 from jaxprop.rules.linear import linear
 from jaxprop.rules.linear_cross_entropy import linear_cross_entropy
 from jaxprop.rules.losses import mean_squared_error
 from jaxprop.rules.penalties import elastic_net, l1, l2
+from jaxprop.rules.pooling import avg_pool, max_pool
 from jaxprop.rules.robust_losses import huber, log_cosh, mean_absolute_error
 from jaxprop.rules.rotary import rotary
 from jaxprop.rules.self_gated import gelu, silu
@@ -51,6 +53,11 @@ CATALOGUE: tuple[Rule, ...] = (
     l2_normalize,
     weight_standardize,
     weight_norm,
+    # Convolution and pooling
+    max_pool,
+    avg_pool,
+    global_max_pool,
+    global_avg_pool,
     # Sequences
     rotary,
     attention,

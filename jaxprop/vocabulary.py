@@ -8,7 +8,16 @@
     rows           sum_rows, over every axis but the last
     shapes         size(x), the number of elements; rows(x), the length of the first axis
     matrices       x.T; column(x), a vector as a matrix of one column
+                   swap(x), the last two axes exchanged; flip(x), the first axis back to front
     labels         one_hot(labels, logits): integers as rows of 0 and 1; floating ones as they are
+    first axis     sum_first, the axis kept with length 1; first_max(x), 1 at the first largest
+                   entry and 0 elsewhere
+    between        sum_each, over every axis but the first and the last
+    windows        patches(x, window, stride, dilation=1, before=0): what each place of the windows
+                   over x (1, N, C) sees, (window, count, C), `before` zeros in front of x;
+                   scatter_add(p, stride, dilation=1, like=None, before=0): p added up at the
+                   places that patches took it from, in the shape of `like`, or as short as may be
+    order          take(x, index): the entries of x, numbered in row-major order, at these numbers
 
 Lines are read with `ast` and evaluated by walking the tree: no Python is run.
 """
@@ -21,6 +30,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def _kept(reduce: Callable) -> Callable:
@@ -39,6 +49,59 @@ def _one_hot(labels: jax.Array, logits: jax.Array) -> jax.Array:
 
 def _column(x: jax.Array) -> jax.Array:
     return x[:, None]
+
+
+def _sum_each(x: jax.Array) -> jax.Array:
+    return jnp.sum(x, axis=tuple(range(1, x.ndim - 1)))
+
+
+def _first_max(x: jax.Array) -> jax.Array:
+    places = jnp.arange(len(x)).reshape(len(x), *[1] * (x.ndim - 1))
+    return (places == jnp.argmax(x, axis=0)).astype(x.dtype)
+
+
+def _number(option: int | tuple[int]) -> int:
+    """An option that has one number per spatial axis, where there is one such axis."""
+    return option[0] if isinstance(option, tuple) else option
+
+
+def _patches(
+    x: jax.Array,
+    window: int | tuple[int],
+    stride: int | tuple[int],
+    dilation: int | tuple[int] = 1,
+    before: int = 0,
+) -> jax.Array:
+    window, stride, dilation = map(_number, (window, stride, dilation))
+    spatial = jnp.pad(x[0], ((before, 0), (0, 0)))
+    count = (len(spatial) - (window - 1) * dilation - 1) // stride + 1
+    return spatial[_places(window, count, stride, dilation)]
+
+
+def _scatter_add(
+    p: jax.Array,
+    stride: int | tuple[int],
+    dilation: int | tuple[int] = 1,
+    like: jax.Array | None = None,
+    before: int = 0,
+) -> jax.Array:
+    places = _places(*p.shape[:2], _number(stride), _number(dilation))
+    length = int(places.max()) + 1 if like is None else like.shape[1] + before
+    zeros = jnp.zeros((1, length, p.shape[-1]), p.dtype)
+    return zeros.at[0, places].add(p)[:, before:]
+
+
+def _places(window: int, count: int, stride: int, dilation: int) -> np.ndarray:
+    """By place of the window and by window, the entry that is seen."""
+    return dilation * np.arange(window)[:, None] + stride * np.arange(count)
+
+
+def _take(x: jax.Array, index: jax.Array) -> jax.Array:
+    return jnp.ravel(x)[index]
+
+
+
+
 
 
 WORDS: Mapping[str, Callable] = {
@@ -64,10 +127,18 @@ WORDS: Mapping[str, Callable] = {
     "rows": len,
     "one_hot": _one_hot,
     "column": _column,
+    "swap": jnp.matrix_transpose,
+    "flip": lambda x: x[::-1],
+    "sum_first": lambda x: jnp.sum(x, axis=0, keepdims=True),
+    "first_max": _first_max,
+    "sum_each": _sum_each,
+    "patches": _patches,
+    "scatter_add": _scatter_add,
+    "take": _take,
 }
 
 # Arguments of which a word reads the shape alone, by position: nothing is differentiated there.
-SHAPE_ONLY: Mapping[str, int] = {"size": 0, "rows": 0, "one_hot": 1}
+SHAPE_ONLY: Mapping[str, int] = {"size": 0, "rows": 0, "one_hot": 1, "scatter_add": 3}
 
 CONSTANTS: Mapping[str, float] = {"pi": pi}
 

@@ -16,7 +16,16 @@ M = np.array([[0.5, -1.5, 2.0], [3.0, 0.25, -0.75]])
 POSITIVE = np.array([[0.5, 1.5, 2.0], [3.0, 0.25, 4.0]])
 V = np.array([1.0, -2.0, 0.5])
 LABELS = np.array([2, 0])
-VALUES = {"m": M, "pos": POSITIVE, "v": V, "labels": LABELS}
+SIGNAL = np.array([[[1.0, 2.0], [3.0, 5.0], [7.0, 8.0], [11.0, 11.0]]])
+PAIRS = np.array([[[1.0], [2.0], [3.0]], [[10.0], [20.0], [30.0]]])
+VALUES = {
+    "m": M,
+    "pos": POSITIVE,
+    "v": V,
+    "labels": LABELS,
+    "signal": SIGNAL,
+    "pairs": PAIRS,
+}
 
 EXPRESSIONS = {
     "m + v": M + V,
@@ -58,6 +67,16 @@ EXPRESSIONS = {
     "size(m)": np.array(6),
     "rows(m)": np.array(2),
     "column(v)": np.array([[1.0], [-2.0], [0.5]]),
+    "swap(m)": M.T,
+    "flip(m)": M[[1, 0]],
+    "sum_first(m)": np.array([[3.5, -1.25, 1.25]]),
+    "first_max(m)": np.array([[0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]),
+    "sum_each(signal)": np.array([[22.0, 26.0]]),
+    "patches(signal, 2, 1)": np.array(
+        [[[1.0, 2.0], [3.0, 5.0], [7.0, 8.0]], [[3.0, 5.0], [7.0, 8.0], [11.0, 11.0]]]
+    ),
+    "scatter_add(pairs, 1)": np.array([[[1.0], [12.0], [23.0], [30.0]]]),
+    "take(m, labels)": np.array([2.0, 0.5]),
     "one_hot(labels, m)": np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]),
     "one_hot(pos, m)": POSITIVE,
 }
@@ -160,6 +179,7 @@ NAMES = {
     "one_hot(labels, logits)": (["labels", "logits"], ["labels"]),
     "sum(x * rows(sum(y)))": (["x", "y"], ["x"]),
     "where(x > 0, g.T, -y)": (["x", "g", "y"], ["x", "g", "y"]),
+    "scatter_add(p, 1, 1, x)": (["p", "x"], ["p"]),
     "2": ([], []),
 }
 
@@ -170,3 +190,39 @@ def test_names_are_those_read_and_without_shapes_those_read_by_value(text: str) 
     _, expression = vocabulary.read(f"y = {text}")
     assert list(vocabulary.names(expression)) == everything
     assert list(vocabulary.names(expression, shapes=False)) == by_value
+
+
+def test_the_first_of_the_largest_is_the_first_alone() -> None:
+    x = jnp.array([[1.0, 2.0], [3.0, 2.0], [3.0, 2.0]])
+    truth = np.array([[0.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
+    assert_near(value_of("first_max(x)", {"x": x}), truth)
+
+
+def test_swap_and_flip_leave_the_other_axes_alone() -> None:
+    x = jnp.arange(24.0).reshape(2, 3, 4)
+    assert_near(value_of("swap(x)", {"x": x}), np.swapaxes(np.asarray(x), 1, 2))
+    assert_near(value_of("flip(x)", {"x": x}), np.stack([x[1], x[0]]))
+
+
+PATCHES = {  # window, stride, dilation, before: the entries seen, 0 for a zero in front
+    (3, 1, 1, 0): [[1, 2, 3, 4], [2, 3, 4, 5], [3, 4, 5, 6]],
+    (2, 3, 1, 0): [[1, 4], [2, 5]],
+    ((2,), (3,), 1, 0): [[1, 4], [2, 5]],
+    (2, 1, 4, 0): [[1, 2], [5, 6]],
+    (3, 2, 1, 2): [[0, 1, 3], [0, 2, 4], [1, 3, 5]],
+}
+
+
+@pytest.mark.parametrize("options", PATCHES)
+def test_patches_are_what_each_place_of_a_window_sees_and_scatter_add_puts_them_back(
+    options: tuple,
+) -> None:
+    x, seen = jnp.arange(1.0, 7.0).reshape(1, 6, 1), np.array(PATCHES[options], float)
+    window, stride, dilation, before = options
+    values = {"x": x, "window": window, "stride": stride}
+    patches = value_of(f"patches(x, window, stride, {dilation}, {before})", values)
+    assert_near(patches, seen[..., None])
+    values["p"] = patches
+    back = value_of(f"scatter_add(p, stride, {dilation}, x, {before})", values)
+    counts = [float(n * np.sum(seen == n)) for n in range(1, 7)]
+    assert_near(back, np.array(counts).reshape(1, 6, 1))

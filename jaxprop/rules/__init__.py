@@ -9,12 +9,14 @@ from jaxprop.rules import (
     binary_cross_entropy,
     cross_entropy,
     divergence,
+    global_pooling,
     group_norm,
     layer_norm,
     linear,
     linear_cross_entropy,
     losses,
     penalties,
+    pooling,
     robust_losses,
     rotary,
     rotary_scaling,
@@ -22,6 +24,7 @@ from jaxprop.rules import (
     softmax,
     token_log_probs,
     weight_normalisation,
+    windows,
 )
 
 __all__ = [
@@ -33,12 +36,14 @@ __all__ = [
     "binary_cross_entropy",
     "cross_entropy",
     "divergence",
+    "global_pooling",
     "group_norm",
     "layer_norm",
     "linear",
     "linear_cross_entropy",
     "losses",
     "penalties",
+    "pooling",
     "robust_losses",
     "rotary",
     "rotary_scaling",
@@ -46,4 +51,5 @@ __all__ = [
     "softmax",
     "token_log_probs",
     "weight_normalisation",
+    "windows",
 ]

@@ -1,0 +1,140 @@
+"""Pooling, convolution and embedding, forward and backward: the rules against JAX's own."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from math import prod
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+import jaxprop
+from jaxprop.benchmarking.steps import relative_error
+from jaxprop.benchmarking.timing import Contender, Entry, memory
+from jaxprop.installing import PyTree
+
+# How far values and gradients may lie from float64, of each one's largest. In bfloat16 automatic
+# differentiation adds up what is rounded already, which is what people train with.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
+
+Way = Callable[..., jax.Array]
+
+
+def convolution_entries(quick: bool) -> Iterator[tuple[str, Callable[[], Entry]]]:
+    """Names, and what makes each entry when its turn has come."""
+    batch, size = (2, 8) if quick else (32, 56)
+    shapes: dict[Callable[..., Entry], dict[str, tuple[int, ...]]] = {
+        max_pool: {
+            "2x2": (batch, size, size, 64),
+            "3x3": (batch, size, size, 64),
+        },
+        avg_pool: {
+            "2x2": (batch, size, size, 64),
+            "3x3": (batch, size, size, 64),
+        },
+        global_max_pool: {"": (batch, size, size, 64)},
+        global_avg_pool: {"": (batch, size, size, 64)},
+    }
+    for make, kinds in shapes.items():
+        for kind, shape in kinds.items():
+            for dtype in DTYPES.get(make, ("float32", "bfloat16")):
+                parts = ["rule", make.__name__, kind, dtype, "x".join(map(str, shape))]
+                name = "-".join(filter(None, parts))
+                yield name, partial(make, name, dtype, shape, *([kind] if kind else []))
+
+
+# Windows side by side as in most networks, and the overlapping ones of ResNet's stem.
+POOLS = {
+    "2x2": {"window": (2, 2), "stride": (2, 2), "padding": "VALID"},
+    "3x3": {"window": (3, 3), "stride": (2, 2), "padding": "SAME"},
+}
+
+
+def max_pool(name: str, dtype: str, shape: tuple[int, ...], kind: str) -> Entry:
+    def plain(x: jax.Array) -> jax.Array:
+        return _reduce_window(x, -np.inf, lax.max, kind)
+
+    ways: dict[str, Way] = {"automatic": plain, "by hand": jaxprop.max_pool.bind(**POOLS[kind])}
+    return _entry(name, ways, _normal(dtype, shape))
+
+
+def avg_pool(name: str, dtype: str, shape: tuple[int, ...], kind: str) -> Entry:
+    def plain(x: jax.Array) -> jax.Array:
+        return _reduce_window(x, 0, lax.add, kind) / prod(POOLS[kind]["window"])
+
+    ways: dict[str, Way] = {"automatic": plain, "by hand": jaxprop.avg_pool.bind(**POOLS[kind])}
+    return _entry(name, ways, _normal(dtype, shape))
+
+
+def _reduce_window(x: jax.Array, start: float, reduce: Callable, kind: str) -> jax.Array:
+    pool = POOLS[kind]
+    window, stride = (1, *pool["window"], 1), (1, *pool["stride"], 1)
+    return lax.reduce_window(x, x.dtype.type(start), reduce, window, stride, pool["padding"])
+
+
+def global_max_pool(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
+    ways: dict[str, Way] = {
+        "automatic": lambda x: jnp.max(x, axis=(1, 2)),
+        "by hand": jaxprop.global_max_pool,
+    }
+    return _entry(name, ways, _normal(dtype, shape))
+
+
+def global_avg_pool(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
+    ways: dict[str, Way] = {
+        "automatic": lambda x: jnp.mean(x, axis=(1, 2)),
+        "by hand": jaxprop.global_avg_pool,
+    }
+    return _entry(name, ways, _normal(dtype, shape))
+
+
+# Of bfloat16 numbers many tie, and there jnp.max has another subgradient: it splits g.
+DTYPES: dict[Callable[..., Entry], tuple[str, ...]] = {global_max_pool: ("float32",)}
+
+
+def _normal(dtype: str, shape: tuple[int, ...], seed: int = 0) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
+
+
+def _entry(name: str, ways: Mapping[str, Way], *args: jax.Array) -> Entry:
+    """The output and every cotangent, each way, against the rule's reference in float64."""
+    y = jax.eval_shape(ways["automatic"], *args)
+    g = _normal(y.dtype, y.shape, 3)
+    truth = _truth(ways["by hand"], args, g)
+    contenders = {way: _contender(function, args, g, truth) for way, function in ways.items()}
+    return Entry(name, tuple(way for way in ways if way != "by hand"), contenders)
+
+
+def _both(function: Way, args: tuple[jax.Array, ...], g: jax.Array) -> tuple[PyTree, PyTree]:
+    y, pullback = jax.vjp(function, *args)
+    return y, [d for d in pullback(g) if d.dtype != jax.dtypes.float0]
+
+
+def _truth(function: Way, args: tuple[jax.Array, ...], g: jax.Array) -> PyTree:
+    with jax.enable_x64(True), jaxprop.automatic():
+        wide = [x.astype(jnp.float64) if x.dtype != jnp.int32 else x for x in (*args, g)]
+        found = jax.jit(partial(_both, function))(tuple(wide[:-1]), wide[-1])
+        return jax.tree.map(np.asarray, found)
+
+
+def _contender(
+    function: Way, args: tuple[jax.Array, ...], g: jax.Array, truth: PyTree
+) -> Contender:
+    started = time.perf_counter()
+    compiled = jax.jit(partial(_both, function)).lower(args, g).compile()
+    seconds = time.perf_counter() - started
+    error = relative_error(compiled(args, g), truth)
+    tolerance = TOLERANCE[g.dtype.name]
+
+    def run() -> None:
+        jax.block_until_ready(compiled(args, g))
+
+    return Contender(
+        run,
+        f"relative error {error:.2g}" if not error < tolerance else "",
+        seconds,
+        result=f"error {error:.1e}",
+        **memory(compiled),
+    )
