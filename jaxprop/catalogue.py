@@ -9,6 +9,7 @@ from jaxprop.rules.batch_norm import batch_norm, batch_norm_eval
 from jaxprop.rules.binary_cross_entropy import sigmoid_binary_cross_entropy
 from jaxprop.rules.cross_entropy import softmax_cross_entropy
 from jaxprop.rules.divergence import kl_divergence
+from jaxprop.rules.dropout import drop_path, dropout, gaussian_noise
 from jaxprop.rules.global_pooling import global_avg_pool, global_max_pool
 from jaxprop.rules.group_norm import group_norm, instance_norm
 from jaxprop.rules.layer_norm import layer_norm, rms_norm
@@ -61,6 +62,10 @@ CATALOGUE: tuple[Rule, ...] = (
     # Sequences
     rotary,
     attention,
+    # Randomness
+    dropout,
+    drop_path,
+    gaussian_noise,
     # Losses: regression, then cross-entropies
     mean_squared_error,
     mean_absolute_error,

@@ -18,6 +18,7 @@ from jaxprop.derivation import (
     run_forward,
 )
 from jaxprop.rule import Case, Rule
+from jaxprop.samples import normal
 
 
 def verify(rule: Rule, case: Case, tolerance: float) -> list[str]:
@@ -26,7 +27,9 @@ def verify(rule: Rule, case: Case, tolerance: float) -> list[str]:
     The last F line must be the reference's value, and every B line, those of intermediate
     quantities too, the gradient in what it names: a zero is added to each F assignment, and
     automatic differentiation of the F lines in those zeros and in the arguments gives the
-    truth. Every B line must cite the F lines that it follows from.
+    truth. Every B line must cite the F lines that it follows from. An argument to which the
+    rule's backward gives no cotangent needs no line. Of a surrogate the truth is its backward:
+    the B lines say what stands in the gradient's place.
 
     Args:
         rule: a Rule with a derivation.
@@ -95,34 +98,55 @@ def _errors(rule: Rule, case: Case, lines: Derivation, tolerance: float) -> Iter
         if not _near(values[name], truth, tolerance):
             yield f"the F lines give {name} another value than the reference"
     values |= {
-        g: jax.random.normal(jax.random.key(i), values[name].shape, jnp.float64)
+        g: normal(i, *values[name].shape).astype(jnp.float64)
         for i, (name, g) in enumerate(lines.outputs.items())
     }
     derived = run_backward(lines, values)
     stated = {line.name: line for line in lines.backward}
-    for name, gradient in _gradients(lines, start, values).items():
+    gradients = _cotangents if rule.surrogate else _gradients
+    for name, gradient in gradients(rule, case, lines, values).items():
         line = stated.get(f"d{name}")
         if line is None and name in start:
-            yield f"no line states d{name}"
+            if name not in rule.argument_names or name in _cotangents(rule, case, lines, values):
+                yield f"no line states d{name}"
         elif line is not None and not _near(derived[line.name], gradient, tolerance):
             yield f"{line.label}, {line.text}, is not the gradient in {name}"
 
 
 def _references(rule: Rule, case: Case) -> list[jax.Array]:
     """The reference's outputs, its arguments and options those given where they are."""
+    args, options = _arguments(rule, case)
+    return jax.tree.leaves(rule.reference(*args, **options))
+
+
+def _arguments(rule: Rule, case: Case) -> tuple[tuple, dict[str, Any]]:
+    """The arguments in float64 and the options, those given in the place of the case's own."""
     given = case.given or {}
     args = [given.get(name, arg) for name, arg in zip(rule.argument_names, case.args, strict=False)]
     # Further arguments that are given: at the derivation's scope they are there.
     args += [given[name] for name in rule.argument_names[len(args) :] if name in given]
     _, options = rule.resolve(*args, **case.options)
     options = {name: given.get(name, value) for name, value in options.items()}
-    return jax.tree.leaves(rule.reference(*double(tuple(args)), **options))
+    return double(tuple(args)), options
+
+
+def _cotangents(
+    rule: Rule, case: Case, lines: Derivation, values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the rule's backward gives each argument, but for those to which it gives None."""
+    args, options = _arguments(rule, case)
+    y, saved = rule.forward(*args, **options)
+    leaves = [values[g] for g in lines.outputs.values()]
+    cotangents = rule.backward(saved, jax.tree.structure(y).unflatten(leaves))
+    pairs = zip(rule.argument_names, cotangents, strict=True)
+    return {name: cotangent for name, cotangent in pairs if cotangent is not None}
 
 
 def _gradients(
-    lines: Derivation, start: Mapping[str, Any], values: Mapping[str, Any]
+    rule: Rule, case: Case, lines: Derivation, values: Mapping[str, Any]
 ) -> dict[str, jax.Array]:
     """The gradient of sum(g * output) in each floating array at the start and each F line."""
+    start = environment(rule, case.args, case.options, case.given)
 
     def total(arrays: dict[str, jax.Array], probes: dict[str, jax.Array]) -> jax.Array:
         found = run_forward(lines, {**start, **arrays}, probes)

@@ -2,7 +2,7 @@
 
     arithmetic     + - * / ** @, unary minus, parentheses, numbers, pi
     comparison     < <= > >= == !=, for where
-    elementwise    exp log log1p sqrt rsqrt tanh erf abs sign where maximum minimum
+    elementwise    exp log log1p sqrt rsqrt tanh erf abs sign round where maximum minimum
     last axis      mean sum max, the axis kept with length 1
     everything     mean_all sum_all, to a scalar
     rows           sum_rows, over every axis but the last
@@ -114,6 +114,7 @@ WORDS: Mapping[str, Callable] = {
     "erf": jax.scipy.special.erf,
     "abs": jnp.abs,
     "sign": jnp.sign,
+    "round": jnp.round,
     "where": jnp.where,
     "maximum": jnp.maximum,
     "minimum": jnp.minimum,
