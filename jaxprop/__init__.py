@@ -23,12 +23,15 @@ from jaxprop.rules.divergence import kl_divergence
 from jaxprop.rules.dropout import drop_path, dropout, gaussian_noise
 from jaxprop.rules.global_pooling import global_avg_pool, global_max_pool
 from jaxprop.rules.group_norm import group_norm, instance_norm
+from jaxprop.rules.gru import gru
 from jaxprop.rules.layer_norm import layer_norm, rms_norm
 from jaxprop.rules.linear import linear
 from jaxprop.rules.linear_cross_entropy import linear_cross_entropy
 from jaxprop.rules.losses import mean_squared_error
+from jaxprop.rules.lstm import lstm
 from jaxprop.rules.penalties import elastic_net, l1, l2
 from jaxprop.rules.pooling import avg_pool, max_pool
+from jaxprop.rules.rnn import rnn
 from jaxprop.rules.robust_losses import huber, log_cosh, mean_absolute_error
 from jaxprop.rules.rotary import rotary
 from jaxprop.rules.self_gated import gelu, silu
@@ -69,6 +72,7 @@ __all__ = [
     "global_avg_pool",
     "global_max_pool",
     "group_norm",
+    "gru",
     "huber",
     "identity",
     "instance_norm",
@@ -83,10 +87,12 @@ __all__ = [
     "linear_token_log_probs",
     "log_cosh",
     "max_pool",
+    "lstm",
     "mean_absolute_error",
     "mean_squared_error",
     "relu",
     "rms_norm",
+    "rnn",
     "rotary",
     "rules",
     "sigmoid",

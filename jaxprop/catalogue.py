@@ -12,12 +12,15 @@ from jaxprop.rules.divergence import kl_divergence
 from jaxprop.rules.dropout import drop_path, dropout, gaussian_noise
 from jaxprop.rules.global_pooling import global_avg_pool, global_max_pool
 from jaxprop.rules.group_norm import group_norm, instance_norm
+from jaxprop.rules.gru import gru
 from jaxprop.rules.layer_norm import layer_norm, rms_norm
 from jaxprop.rules.linear import linear
 from jaxprop.rules.linear_cross_entropy import linear_cross_entropy
 from jaxprop.rules.losses import mean_squared_error
+from jaxprop.rules.lstm import lstm
 from jaxprop.rules.penalties import elastic_net, l1, l2
 from jaxprop.rules.pooling import avg_pool, max_pool
+from jaxprop.rules.rnn import rnn
 from jaxprop.rules.robust_losses import huber, log_cosh, mean_absolute_error
 from jaxprop.rules.rotary import rotary
 from jaxprop.rules.self_gated import gelu, silu
@@ -59,6 +62,10 @@ CATALOGUE: tuple[Rule, ...] = (
     avg_pool,
     global_max_pool,
     global_avg_pool,
+    # Recurrence over whole sequences
+    rnn,
+    lstm,
+    gru,
     # Sequences
     rotary,
     attention,

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -139,29 +139,41 @@ def _run_cases(
     notes: list[str] = []
     for bound, group in by_options(cases):
         rule = f.bind(**bound) if bound else f
-        plain = [case.args for case in group if not case.edge] or [group[0].args]
+        first, *plain = [case for case in group if not case.edge] or group[:1]
+        edges = [case for case in group if case.edge]
         found, said = _run(
             rule,
-            plain[0],
+            first.args,
             started,
             **options
             | {
-                "shapes": (*options["shapes"], *plain[1:]),
-                "edges": (*options["edges"], *(case.args for case in group if case.edge)),
+                "shapes": (*(case.args for case in plain), *options["shapes"]),
+                "edges": (*(case.args for case in edges), *options["edges"]),
             },
         )
         suffix = "".join(f", {name}={value!r}" for name, value in bound.items())
-        outcomes += [replace(o, transform=(o.transform + suffix).removeprefix(", ")) for o in found]
+        names = {f"given shapes {i}": case.name for i, case in enumerate(plain)}
+        names |= {f"given edge {i}": case.name for i, case in enumerate(edges)}
+        outcomes += [replace(o, transform=_place(o.transform, names, suffix)) for o in found]
         notes += [note for note in said if note not in notes]
     return outcomes, notes
+
+
+def _place(transform: str, names: Mapping[str, str], suffix: str) -> str:
+    """Where an outcome lies, by the name of the rule's case and with the options' values."""
+    given, *others = transform.split(", ")
+    named = f"case {names[given]!r}" if given in names else given
+    return (", ".join([named, *others]) + suffix).removeprefix(", ")
 
 
 def by_options(cases: Iterable[Case]) -> list[tuple[dict[str, Any], list[Case]]]:
     """The cases of each setting of the options."""
     groups: dict[tuple, list[Case]] = {}
     for case in cases:
-        groups.setdefault(tuple(sorted(case.options.items(), key=str)), []).append(case)
-    return [(dict(options), group) for options, group in groups.items()]
+        # 1, 1.0 and True are equal, and three settings.
+        typed = [(name, type(value), value) for name, value in case.options.items()]
+        groups.setdefault(tuple(sorted(typed, key=str)), []).append(case)
+    return [(dict(group[0].options), group) for group in groups.values()]
 
 
 def _run(

@@ -1,12 +1,11 @@
 """The conformance table: one row for each rule or function that was checked."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from jaxprop.checking.check import DTYPES, by_options, check
-from jaxprop.checking.report import Finding, Report
+from jaxprop.checking.report import Finding, Report, strict_json
 from jaxprop.checking.residuals import kept
 from jaxprop.checking.subject import subject
 from jaxprop.checking.targets import Target
@@ -82,7 +81,7 @@ class Row:
     def as_dict(self, dtypes: Sequence[str]) -> dict[str, Any]:
         """The row for machines, the whole report included: JSON's types only."""
         ulps = {dtype: self.ulps(dtype) for dtype in ("float64", *dtypes)}
-        return _json(
+        return strict_json(
             {
                 "name": self.name,
                 "verdict": self.report.verdict,
@@ -241,14 +240,3 @@ def markdown(rows: Sequence[Row], dtypes: Sequence[str], command: str, machine: 
         "\n".join([f"Made by `{command}`.", "", f"{machine}.", "", LEGEND, "", *table, *findings])
         + "\n"
     )
-
-
-def _json(value: Any) -> Any:
-    """The same with words for what JSON has no number for."""
-    if isinstance(value, Mapping):
-        return {key: _json(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_json(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value

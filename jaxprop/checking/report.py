@@ -1,6 +1,7 @@
 """What a check found, as data and as text that can be read in ten seconds."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -97,15 +98,17 @@ class Report:
             raise AssertionError(str(self))
 
     def as_dict(self) -> dict[str, Any]:
-        """The report for machines: JSON's types only."""
-        return {
-            "name": self.name,
-            "verdict": self.verdict,
-            "seed": self.seed,
-            "seconds": self.seconds,
-            "notes": list(self.notes),
-            "outcomes": [asdict(outcome) for outcome in self.outcomes],
-        }
+        """The report for machines: JSON's types only, words where a number is not finite."""
+        return strict_json(
+            {
+                "name": self.name,
+                "verdict": self.verdict,
+                "seed": self.seed,
+                "seconds": self.seconds,
+                "notes": list(self.notes),
+                "outcomes": [asdict(outcome) for outcome in self.outcomes],
+            }
+        )
 
     def __str__(self) -> str:
         lines = [f"{self.verdict}  {self.name}  ({self.seconds:.1f} s, seed {self.seed})", ""]
@@ -147,3 +150,14 @@ def first_of_each(findings: Iterable[Finding]) -> list[Finding]:
     for finding in findings:
         first.setdefault((finding.verdict, finding.check, finding.argument), finding)
     return list(first.values())
+
+
+def strict_json(value: Any) -> Any:
+    """The same with words for what JSON has no number for."""
+    if isinstance(value, Mapping):
+        return {key: strict_json(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict_json(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -76,8 +76,8 @@ def attention_reference(
     Returns:
         out: q's shape and dtype.
 
-    Residuals: the arguments, out, and the logarithm of each row's total: 4 bytes per query and
-        head. The probabilities are recomputed.
+    Residuals: the arguments, out, and each row's largest z and total: 8 bytes per query and head.
+        The probabilities are recomputed.
 
     Numerics: scores and softmax in float32 at least, shifted by the row's maximum; products of
         what is rounded take their factors in q's dtype. A query that sees no key gets exactly 0,
@@ -130,7 +130,8 @@ class AttentionResiduals:
 
     arguments: tuple[Any, ...]  # arrays, or None for those left out
     out: jax.Array
-    log_total: jax.Array
+    largest: jax.Array
+    total: jax.Array
     options: tuple = field(metadata={"static": True})
 
 
@@ -152,16 +153,16 @@ def attention_forward(
 ) -> tuple[jax.Array, AttentionResiduals]:
     arguments: tuple[Any, ...] = (q, k, v, mask, scale, bias, q_segments, k_segments)
     options: tuple[Any, ...] = (causal, window, soft_cap, query_offset, block_size)
-    out, log_total = forward_in_tiles(operands(*arguments, *options))  # F1 to F7
+    out, largest, total = forward_in_tiles(operands(*arguments, *options))  # F1 to F7
     out = out.reshape(q.shape)
-    return out, AttentionResiduals(arguments, out, log_total, options)
+    return out, AttentionResiduals(arguments, out, largest, total, options)
 
 
 def attention_backward(res: AttentionResiduals, g: jax.Array) -> tuple[jax.Array | None, ...]:
     q, k, v, _, scale, bias, _, _ = res.arguments
     o = operands(*res.arguments, *res.options)
     out, g = res.out.reshape(o.q.shape), g.reshape(o.q.shape)
-    dq, dk, dv, dscale, dbias = backward_in_tiles(o, out, res.log_total, g)  # B1 to B10
+    dq, dk, dv, dscale, dbias = backward_in_tiles(o, out, res.largest, res.total, g)  # B1 to B10
     return (
         dq.reshape(q.shape),
         dk.reshape(k.shape),
@@ -219,5 +220,5 @@ def _one_head(keys: int) -> dict[str, jax.Array | bool | float | None]:
 
 
 attention = Rule(
-    attention_reference, attention_forward, attention_backward, attention_cases, budget=1
+    attention_reference, attention_forward, attention_backward, attention_cases, budget=2
 )

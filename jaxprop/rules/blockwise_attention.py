@@ -2,8 +2,9 @@
 
 The softmax of a row is gathered tile by tile: its maximum and total so far, and the weighted sum
 of values that belongs to them, all rescaled when the maximum grows. Backward rebuilds the
-probabilities of a tile from the logarithm of the row's total. What a tile computes is marked with
-the lines of `attention`, whose mathematics it is.
+probabilities of a tile from the row's maximum and total: from the logarithm of both in one number
+they would be off by the rounding of that number, as much as the scores are large. What a tile
+computes is marked with the lines of `attention`, whose mathematics it is.
 """
 
 from dataclasses import dataclass
@@ -62,8 +63,8 @@ def _even(length: int, block: int) -> int:
 
 
 @jax.jit  # so that a call outside of jit compiles its loop once
-def forward_in_tiles(o: Operands) -> tuple[jax.Array, jax.Array]:
-    """(out, the logarithm of each row's total), (B, T, H, D) and (B, T, H, 1)."""
+def forward_in_tiles(o: Operands) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(out, each row's largest z, its total), (B, T, H, D) and twice (B, T, H, 1)."""
     tiles = tiles_of(o.q.shape[1], o.k.shape[1], o.reach, o.block_size)
 
     def step(whole: list[jax.Array], starts: Tile) -> tuple[list[jax.Array], None]:
@@ -84,12 +85,12 @@ def forward_in_tiles(o: Operands) -> tuple[jax.Array, jax.Array]:
     whole, _ = lax.scan(step, [nothing, column, column - jnp.inf], tiles.starts)
     weighted, total, largest = whole
     total = jnp.where(total > 0, total, 1)
-    return (weighted / total).astype(o.q.dtype), _finite(largest) + jnp.log(total)  # F6, F7
+    return (weighted / total).astype(o.q.dtype), _finite(largest), total  # F6, F7
 
 
 @jax.jit
 def backward_in_tiles(
-    o: Operands, out: jax.Array, log_total: jax.Array, g: jax.Array
+    o: Operands, out: jax.Array, largest: jax.Array, total: jax.Array, g: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None]:
     """(dq, dk, dv, dscale, dbias); each probability and its gradients in one visit of its tile.
 
@@ -105,7 +106,7 @@ def backward_in_tiles(
         dq, dk, dv, dbias = whole
         q, k, v, g_rows = tile.queries(o.q), tile.keys(o.k), tile.keys(o.v), tile.queries(g)
         c, z = tile.scores()
-        p = jnp.exp(z - tile.queries(log_total))  # F4 to F6
+        p = jnp.exp(z - tile.queries(largest)) / tile.queries(total)  # F4 to F6
         dp = matmul(g_rows, v.mT)  # B2
         row = jnp.sum(p * dp, axis=-1, keepdims=True) if whole_rows else tile.queries(delta)
         dz = p * (dp - row)  # B4, B5
