@@ -197,7 +197,7 @@ def attention_cases() -> list[Case]:
         Case("square", (q[0, :4, 0], k[0, :4, 0], v[0, :4, 0]), dense),
         Case("bfloat16", (q.astype(low), k.astype(low), v.astype(low), None, scale, bias), dense),
         Case("zeros", (0 * q, 0 * k, 0 * v), causal, edge=True),
-        Case("a query that sees nothing", (q, k, v, blind, None, bias), dense, edge=True),
+        Case("a query that sees nothing", (q, k, v, blind, scale, bias), dense, edge=True),
         Case("more queries than keys", (q, k[:, :3], v[:, :3]), causal, edge=True),
         Case("bias of -inf", (q, k, v, None, scale, at_inf), dense, edge=True),
         Case("large", (1e3 * q, 1e3 * k, v), causal, edge=True),

@@ -12,7 +12,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -169,8 +168,8 @@ def _rows(workers: int, seeds: int) -> list[Row]:
     """Every row, several at a time; a process is replaced before it holds too many programs."""
     count = len(MUTANTS) + len(RIGHT)
     rows = []
-    with ProcessPoolExecutor(workers, get_context("spawn"), max_tasks_per_child=8) as pool:
-        for row in pool.map(partial(_row, seeds), range(count)):
+    with get_context("spawn").Pool(workers, maxtasksperchild=8) as pool:
+        for row in pool.imap(partial(_row, seeds), range(count)):
             rows.append(row)
             print(f"{len(rows)} of {count}: {row.name}".ljust(90), end="\r", file=sys.stderr)
     print(file=sys.stderr)
