@@ -36,6 +36,13 @@ from jaxprop.rules.robust_losses import huber, log_cosh, mean_absolute_error
 from jaxprop.rules.rotary import rotary
 from jaxprop.rules.self_gated import gelu, silu
 from jaxprop.rules.softmax import softmax
+from jaxprop.rules.surrogates import (
+    clip_gradient,
+    reverse_gradient,
+    scale_gradient,
+    straight_through_round,
+    straight_through_sign,
+)
 from jaxprop.rules.token_log_probs import linear_token_log_probs, token_log_probs
 from jaxprop.rules.weight_normalisation import l2_normalize, weight_norm, weight_standardize
 from jaxprop.tracing import Trace, trace
@@ -60,6 +67,7 @@ __all__ = [
     "batch_norm_eval",
     "chain",
     "check",
+    "clip_gradient",
     "cost",
     "dense",
     "derive",
@@ -86,21 +94,25 @@ __all__ = [
     "linear_cross_entropy",
     "linear_token_log_probs",
     "log_cosh",
-    "max_pool",
     "lstm",
+    "max_pool",
     "mean_absolute_error",
     "mean_squared_error",
     "relu",
+    "reverse_gradient",
     "rms_norm",
     "rnn",
     "rotary",
     "rules",
+    "scale_gradient",
     "sigmoid",
     "sigmoid_binary_cross_entropy",
     "silu",
     "softmax",
     "softmax_cross_entropy",
     "softplus",
+    "straight_through_round",
+    "straight_through_sign",
     "tanh",
     "token_log_probs",
     "trace",

@@ -25,6 +25,13 @@ from jaxprop.rules.robust_losses import huber, log_cosh, mean_absolute_error
 from jaxprop.rules.rotary import rotary
 from jaxprop.rules.self_gated import gelu, silu
 from jaxprop.rules.softmax import softmax
+from jaxprop.rules.surrogates import (
+    clip_gradient,
+    reverse_gradient,
+    scale_gradient,
+    straight_through_round,
+    straight_through_sign,
+)
 from jaxprop.rules.token_log_probs import linear_token_log_probs, token_log_probs
 from jaxprop.rules.weight_normalisation import l2_normalize, weight_norm, weight_standardize
 
@@ -73,6 +80,12 @@ CATALOGUE: tuple[Rule, ...] = (
     dropout,
     drop_path,
     gaussian_noise,
+    # Surrogates
+    straight_through_round,
+    straight_through_sign,
+    reverse_gradient,
+    scale_gradient,
+    clip_gradient,
     # Losses: regression, then cross-entropies
     mean_squared_error,
     mean_absolute_error,

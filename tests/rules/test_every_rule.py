@@ -26,7 +26,8 @@ from tests.rules.oracle import (
 from tests.subjects import DEFAULT, STRAINING, straining
 from tests.tolerances import assert_near
 
-RULE_CASES = rule_cases(lambda rule: rule.cases(), DEFAULT)
+# Where g is clipped, backward is the derivative of no function: test_surrogates.py has that case.
+RULE_CASES = rule_cases(lambda rule: [c for c in rule.cases() if c.name != "clipped"], DEFAULT)
 OPTIONS = rule_cases(by_options, DEFAULT, STRAINING)
 
 
