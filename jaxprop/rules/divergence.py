@@ -1,6 +1,7 @@
 """Divergences: how far one distribution is from another, both given by logits."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,8 +48,9 @@ def kl_divergence_reference(
         loss: a scalar, or (...) where reduction="none"; in nats, the wider of the two dtypes,
         float32 at least.
 
-    Residuals: the arguments, and per example and argument the maximum and the logarithm of the
-        sum. The probabilities are recomputed.
+    Residuals: the arguments; per example and argument the maximum and the logarithm of the sum;
+        per example the divergence, in two numbers. The probabilities are recomputed, and nothing
+        is summed again.
 
     Numerics: statistics in float32 at least, shifted by the maxima. 0 * log(0) is 0: a class with
         p = 0 adds nothing, whatever q is; one with q = 0 alone makes the loss inf. The rows of
@@ -65,7 +67,18 @@ def kl_divergence_reference(
     """
     _check(logits, target_logits, reduction)
     q, p = _statistics(logits, target_logits)
-    return reduce_losses(_divergence(logits, target_logits, q, p)[..., 0], reduction)
+    return reduce_losses(_divergence(logits, target_logits, q, p).whole, reduction)
+
+
+class Divergence(NamedTuple):
+    """The divergence of each row, (..., 1): a rounded mean of diff, and what that lacks."""
+
+    centre: jax.Array
+    rest: jax.Array
+
+    @property
+    def whole(self) -> jax.Array:
+        return (self.centre + self.rest)[..., 0]
 
 
 @jax.tree_util.register_dataclass
@@ -75,6 +88,7 @@ class KlResiduals:
     target_logits: jax.Array
     q: Statistics
     p: Statistics
+    divergence: Divergence
     reduction: str = field(metadata={"static": True})
 
 
@@ -83,19 +97,20 @@ def kl_divergence_forward(
 ) -> tuple[jax.Array, KlResiduals]:
     _check(logits, target_logits, reduction)
     q, p = _statistics(logits, target_logits)
-    loss = reduce_losses(_divergence(logits, target_logits, q, p)[..., 0], reduction)
-    return loss, KlResiduals(logits, target_logits, q, p, reduction)
+    divergence = _divergence(logits, target_logits, q, p)
+    loss = reduce_losses(divergence.whole, reduction)
+    return loss, KlResiduals(logits, target_logits, q, p, divergence, reduction)
 
 
 def kl_divergence_backward(res: KlResiduals, g: jax.Array) -> tuple[jax.Array, jax.Array]:
     logits, target_logits, found_q, found_p = apart((res.logits, res.target_logits, res.q, res.p))
+    centre, rest = res.divergence
     log_q, log_p = _log_probabilities(logits, target_logits, found_q, found_p)  # F1, F2
     q, p = jnp.exp(log_q), jnp.exp(log_p)  # F3
     g = per_loss(g, p.shape[:-1], res.reduction)[..., None]
     dlogits = g * (q - p)  # B2, B3, B4
     diff = _difference(p, log_p, log_q)  # F4
-    centred = diff - _centre(p, diff)
-    dtarget_logits = g * p * (centred - _sum(p * centred))  # B1, B2, B5, B6
+    dtarget_logits = g * p * ((diff - centre) - rest)  # B1, B2, B5, B6
     return dlogits, dtarget_logits
 
 
@@ -116,23 +131,24 @@ def _difference(p: jax.Array, log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     return jnp.where(p == 0, 0, log_p - log_q)  # F4
 
 
-def _centre(p: jax.Array, diff: jax.Array) -> jax.Array:
-    """The mean of diff, rounded, as a constant: what is left of diff then loses no digits.
+def _divergence(
+    logits: jax.Array, target_logits: jax.Array, q: Statistics, p: Statistics
+) -> Divergence:
+    """The mean of diff, rounded, as a constant; what is left of diff then loses no digits.
 
     As p sums to 1, neither the divergence nor its gradient depends on what is subtracted.
     """
-    mean = lax.stop_gradient(_sum(p * diff))
-    return jnp.where(jnp.isfinite(mean), mean, 0)
 
+    def weighted(centre: jax.Array | float) -> jax.Array:
+        # Apart each time: to compute these again takes less than to write and read them.
+        log_q, log_p = _log_probabilities(*apart((logits, target_logits, q, p)))  # F1, F2
+        probability = jnp.exp(log_p)  # F3
+        diff = _difference(probability, log_p, log_q)
+        return _sum(probability * (diff - centre))
 
-def _divergence(
-    logits: jax.Array, target_logits: jax.Array, q: Statistics, p: Statistics
-) -> jax.Array:
-    log_q, log_p = _log_probabilities(*apart((logits, target_logits, q, p)))  # F1, F2
-    probability = jnp.exp(log_p)  # F3
-    diff = _difference(probability, log_p, log_q)
-    centre = _centre(probability, diff)
-    return centre + _sum(probability * (diff - centre))  # F5
+    mean = lax.stop_gradient(weighted(0))
+    centre = jnp.where(jnp.isfinite(mean), mean, 0)
+    return Divergence(centre, weighted(centre))  # F5
 
 
 def _sum(x: jax.Array) -> jax.Array:
