@@ -165,6 +165,13 @@ def tie(output: PyTree, args: PyTree, surrogate: bool) -> PyTree:
     return jax.tree.map(lambda y: _tied(y, never), output)
 
 
+def replaced(residuals: PyTree, outputs: PyTree, tied: PyTree) -> PyTree:
+    """The residuals, tied outputs in the place of those before: one buffer of each, not two."""
+    pairs = zip(jax.tree.leaves(outputs), jax.tree.leaves(tied), strict=True)
+    in_place_of = {id(before): after for before, after in pairs}
+    return jax.tree.map(lambda leaf: in_place_of.get(id(leaf), leaf), residuals)
+
+
 def _never(arg: jax.Array) -> jax.Array:
     """False, by way of `arg` (of any size, sharding and dtype); XLA folds it away."""
     if jnp.issubdtype(arg.dtype, jax.dtypes.prng_key):

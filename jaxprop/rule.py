@@ -270,7 +270,9 @@ def _installed_forward(rule: Rule, *args: PyTree, **options: Hashable) -> tuple[
             f"{type(returned).__name__}. Return residuals=() where backward needs none."
         )
     y, residuals = returned
-    y = installing.tie(as_arrays(rule.name, "the output", y), args, rule.surrogate)
+    outputs = as_arrays(rule.name, "the output", y)
+    y = installing.tie(outputs, args, rule.surrogate)
+    residuals = installing.replaced(residuals, outputs, y)
     return y, Saved(residuals, primals, tree_type(y), rule.name)
 
 

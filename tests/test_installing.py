@@ -307,6 +307,12 @@ def test_one_output_is_not_tied() -> None:
     assert len(tied.eqns) == 0
 
 
+def test_an_output_that_is_kept_as_a_residual_is_held_once() -> None:
+    x, residual = jnp.ones((4, 3)), jnp.ones((4, 3))
+    (_, stream), saved = jaxprop.add_rms_norm.forward(x, residual, None, eps=1e-6)
+    assert any(leaf is stream for leaf in jax.tree.leaves(saved))
+
+
 def test_a_tie_makes_no_output_vary_over_more_mesh_axes() -> None:
     """The statistics of an x that all devices share are shared, whatever gamma is."""
     x, gamma = jnp.arange(6.0).reshape(2, 3), jnp.arange(24.0).reshape(8, 3)
