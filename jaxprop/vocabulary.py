@@ -7,8 +7,10 @@
     everything     mean_all sum_all, to a scalar
     rows           sum_rows, over every axis but the last
     shapes         size(x), the number of elements; rows(x), the length of the first axis
-    matrices       x.T; column(x), a vector as a matrix of one column
+    matrices       x.T; column(x), a vector as a matrix of one column;
                    swap(x), the last two axes exchanged; flip(x), the first axis back to front
+    parts          part(x, k, n), the k-th (from 0) of n equal parts of the last axis;
+                   beside(a, b, ...), joined along the last axis
     labels         one_hot(labels, logits): integers as rows of 0 and 1; floating ones as they are
     first axis     sum_first, the axis kept with length 1; first_max(x), 1 at the first largest
                    entry and 0 elsewhere
@@ -100,8 +102,12 @@ def _take(x: jax.Array, index: jax.Array) -> jax.Array:
     return jnp.ravel(x)[index]
 
 
+def _part(x: jax.Array, k: int, n: int) -> jax.Array:
+    return jnp.split(x, n, axis=-1)[k]
 
 
+def _beside(*parts: jax.Array) -> jax.Array:
+    return jnp.concatenate(parts, axis=-1)
 
 
 WORDS: Mapping[str, Callable] = {
@@ -128,6 +134,8 @@ WORDS: Mapping[str, Callable] = {
     "rows": len,
     "one_hot": _one_hot,
     "column": _column,
+    "part": _part,
+    "beside": _beside,
     "swap": jnp.matrix_transpose,
     "flip": lambda x: x[::-1],
     "sum_first": lambda x: jnp.sum(x, axis=0, keepdims=True),

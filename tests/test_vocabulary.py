@@ -67,6 +67,8 @@ EXPRESSIONS = {
     "size(m)": np.array(6),
     "rows(m)": np.array(2),
     "column(v)": np.array([[1.0], [-2.0], [0.5]]),
+    "part(m, 2, 3)": np.array([[2.0], [-0.75]]),
+    "beside(m, pos, m)": np.concatenate([M, POSITIVE, M], axis=1),
     "swap(m)": M.T,
     "flip(m)": M[[1, 0]],
     "sum_first(m)": np.array([[3.5, -1.25, 1.25]]),
