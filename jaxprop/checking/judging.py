@@ -19,6 +19,8 @@ from jaxprop.checking.subject import Subject, floats, labels
 
 # The rounding left in float64 where terms of the size of g cancel.
 NOISE = 64 * 2.0**-52
+# Where other arguments are large, what is left of such terms is multiplied by them, up to this.
+MOST_WEIGHT = 1e4
 # What jax says of a cotangent that is not of its argument's type.
 REFUSED = "bwd rule must produce an output with the same type"
 OTHER_SUBGRADIENT = "another subgradient of a kink"
@@ -50,7 +52,7 @@ def judge(
     """
     tolerance = point.plan.tolerance
     g = [np.asarray(leaf, np.float64) for leaf in point.g]
-    floor = max(floor, NOISE * max((float(np.max(np.abs(x), initial=0)) for x in g), default=0))
+    floor = max(floor, NOISE * size_of(point.g))
     noise: list[Answer] = []
 
     def rounding() -> Answer:
@@ -74,7 +76,8 @@ def judge(
     together = ""
     for leaf, (name, mine, theirs) in enumerate(triples):
         looked_into = _nothing if name in point.plan.wrong else partial(_cotangents, rounding, leaf)
-        found = _found(mine, theirs, tolerance, floor, looked_into)
+        others = [x for i, x in enumerate(point.leaves) if i != leaf]
+        found = _found(mine, theirs, tolerance, floor * _weight(others), looked_into)
         if isinstance(found, str):
             yield Finding(check, transform, "FAIL", name, found)
             continue
@@ -97,6 +100,11 @@ def judge(
             check, transform, verdict, name, message, hint=text if verdict == "FAIL" else "",
             repro=repro, **found.fields(np.float64),
         )  # fmt: skip
+
+
+def _weight(others: Sequence[np.ndarray]) -> float:
+    """By how much a right backward may multiply what is left of terms that cancel."""
+    return min(max([1.0, *map(comparison.largest, others)]), MOST_WEIGHT)
 
 
 def on_a_kink(s: Subject, plan: Plan) -> bool:

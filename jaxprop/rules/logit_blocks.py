@@ -86,7 +86,7 @@ def capped_logits(inputs: LinearInputs) -> tuple[jax.Array, jax.Array | None, ja
 
 
 def kept_rows(h: jax.Array, labels: jax.Array, ignore_index: int | None) -> jax.Array:
-    """h, 0 where the label is ignored: what is not finite there must not reach dw."""
+    """h or its cotangent, 0 where the label is ignored: what is not finite there stays there."""
     return h if ignore_index is None else jnp.where((labels != ignore_index)[..., None], h, 0)
 
 
@@ -142,10 +142,12 @@ def gradients_by_blocks(
         dz_loss = _where_given(here.z_loss, deach * lse * lse)  # B3
         da, dcap = dlogits, None
         if u is not None and ratio is not None:
-            dcap = jnp.sum(dlogits * _cap_slope(u, ratio))  # B8
-            da = dlogits * (1 - u * u)  # B9
+            # An ignored row gives nothing, also where its 0 / soft_cap is nan.
+            dcap = jnp.sum(jnp.where(x.kept, dlogits * _cap_slope(u, ratio), 0))  # B8
+            da = jnp.where(x.kept, dlogits * (1 - u * u), 0)  # B9
         da = da.astype(h.dtype)
-        dh, dw = matmul(da, here.w.T), matmul(h.T, da)  # B10, B11
+        dh = kept_rows(matmul(da, here.w.T), row.labels, ignore_index)  # B10
+        dw = matmul(h.T, da)  # B11
         return (each, dh), Gradients(None, dw, dsmoothing, dz_loss, dcap)
 
     row = Row(inputs.h, inputs.labels, inputs.weights, found, v)
