@@ -75,8 +75,8 @@ def gru_reference(
             an example's state stays what it is, its output is 0 and its x is not read. Below 0
             counts as 0, beyond T as T. No cotangent.
         b_n: (H,), floating, or None for zeros.
-        block: the steps whose gates are held at once; None for as many as make 512 rows of all
-            examples together, and 8 at least.
+        block: the steps whose gates are held at once. None for as many as make 512 rows of all
+            examples together, a quarter of the sequence at most and 8 at least.
 
     Returns:
         hs: (..., T, H), x's dtype.

@@ -20,8 +20,9 @@ from jax import lax
 from jaxprop.array_types import accumulator, vary, varying_axes
 from jaxprop.precision import at_least_float32, floating, matmul, up
 
-# A block has this many rows (steps times examples) and this many steps at least: below that a
-# product over a block is slow, far above it the gates of a block no longer fit into a cache.
+# A block has this many rows (steps times examples), or a quarter of the sequence where that is
+# less, and this many steps at least: below that a product over a block is slow, far above it the
+# gates of a block no longer fit into a cache.
 ROWS, STEPS = 512, 8
 
 # h first, in x's dtype, then what else a cell has, in the dtype to compute in.
@@ -194,6 +195,8 @@ def backward_in_blocks(
         dstate, da = lax.scan(back, dstate, now, reverse=True)
         shares = _shares(w, x, h, da, cell.recurrent(gates, da))
         dx_here = matmul(da.astype(x.dtype), w.w_x.T).astype(x.dtype)  # B8
+        if live is not None:
+            dx_here = jnp.where(live, dx_here, 0)  # even where w_x is not finite
         sums = jax.tree.map(lambda old, new: old + new.astype(old.dtype), sums, shares)
         return _set_steps(dx, dx_here, start), dstate, sums
 
@@ -251,7 +254,7 @@ def _set_steps(x: jax.Array, new: jax.Array, start: jax.typing.ArrayLike) -> jax
 
 def blocks(batch: int, length: int, block: int | None) -> tuple[int, int, int]:
     """(how many blocks, of how many steps, and the steps that are left for one more)."""
-    block = block or max(STEPS, ROWS // max(batch, 1))
+    block = block or max(STEPS, min(ROWS // max(batch, 1), length // 4))
     size = ceil(length / max(1, ceil(length / block)))
     n = length // max(1, size)
     return n, size, length - n * size

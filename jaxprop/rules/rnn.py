@@ -56,8 +56,8 @@ def rnn_reference(
         lengths: (...), integers, the steps of each example; None for all T. From its length on
             an example's state stays what it is, its output is 0 and its x is not read. Below 0
             counts as 0, beyond T as T. No cotangent.
-        block: the steps whose gradients are held at once; None for as many as make 512 rows of all
-            examples together, and 8 at least.
+        block: the steps whose gradients are held at once. None for as many as make 512 rows of all
+            examples together, a quarter of the sequence at most and 8 at least.
 
     Returns:
         hs: (..., T, H), x's dtype.

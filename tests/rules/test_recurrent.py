@@ -58,6 +58,7 @@ def test_blocks_cover_every_step_once_and_are_as_even_as_can_be() -> None:
     assert blocks(3, 33, 32) == (1, 17, 16)
     assert blocks(8, 512, None) == (8, 64, 0)
     assert blocks(1024, 64, None) == (8, 8, 0)
+    assert blocks(1, 64, None) == (4, 16, 0)
 
 
 @pytest.mark.parametrize("rule", ONE_BY_DEFAULT, ids=ids)
