@@ -27,7 +27,7 @@ class Options:
     wrong one is reported and not timed."""
 
     only: str = "*"
-    """Which entries, as a glob: step-*, training-width256, ..."""
+    """Which entries, as a glob: step-*, training-width256, rule-attention-*, ..."""
     list: bool = False
     """Name the entries and do nothing."""
     quick: bool = False
@@ -98,11 +98,21 @@ def _run(options: Options, arguments: Sequence[str]) -> int:
 
 
 def _entries(quick: bool) -> Iterator[tuple[str, Callable[[], Entry]]]:
+    from jaxprop.benchmarking.rules_attention import attention_entries
+    from jaxprop.benchmarking.rules_convolution import convolution_entries
+    from jaxprop.benchmarking.rules_losses import losses_entries
+    from jaxprop.benchmarking.rules_normalisation import normalisation_entries
+    from jaxprop.benchmarking.rules_recurrent import recurrent_entries
     from jaxprop.benchmarking.steps import step_entries
     from jaxprop.benchmarking.training import training_entries
 
     yield from step_entries(quick)
     yield from training_entries(quick)
+    yield from attention_entries(quick)
+    yield from convolution_entries(quick)
+    yield from losses_entries(quick)
+    yield from normalisation_entries(quick)
+    yield from recurrent_entries(quick)
 
 
 def _folder(given: Path | None) -> Path:

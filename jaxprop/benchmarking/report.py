@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from jaxprop.benchmarking.timing import Ratio, Timed
 
 COLUMNS = ("entry", "contender", "median", "turns", "compile", "temp", "peak", "checked", "ratio")
-WIDTHS = (34, 23, 10, 7, 9, 11, 11, 17, 0)
+WIDTHS = (52, 23, 10, 7, 9, 11, 11, 17, 0)
 
 
 @dataclass(frozen=True)

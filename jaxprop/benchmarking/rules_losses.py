@@ -29,7 +29,12 @@ def losses_entries(quick: bool) -> Iterator[tuple[str, Callable[[], Entry]]]:
     classes = 1024 if quick else 8192
     for dtype in ("float32", "bfloat16"):
         size = f"{dtype}-{rows}x{classes}"
-        for make in (softmax_cross_entropy_entry, kl_divergence_entry, binary_entry, huber_entry):
+        for make in (
+            softmax_cross_entropy_entry,
+            kl_divergence_entry,
+            sigmoid_binary_cross_entropy_entry,
+            huber_entry,
+        ):
             name = f"rule-{make.__name__.removesuffix('_entry')}-{size}"
             yield name, partial(make, name, dtype, rows, classes)
     for vocabulary in (1024,) if quick else (8192, 50304):
@@ -62,7 +67,7 @@ def kl_divergence_entry(name: str, dtype: str, rows: int, classes: int) -> Entry
     return _entry(name, ways, 2, *args)
 
 
-def binary_entry(name: str, dtype: str, rows: int, classes: int) -> Entry:
+def sigmoid_binary_cross_entropy_entry(name: str, dtype: str, rows: int, classes: int) -> Entry:
     def by_optax(logits: jax.Array, labels: jax.Array) -> jax.Array:
         return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, labels))
 
