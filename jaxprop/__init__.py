@@ -15,12 +15,14 @@ from jaxprop.rule import Case, Rule, automatic
 from jaxprop.rules.activations import identity, leaky_relu, relu, sigmoid, softplus, tanh
 from jaxprop.rules.activity import activity_l1, activity_l2
 from jaxprop.rules.add_norm import add_layer_norm, add_rms_norm
+from jaxprop.rules.algebraic import soft_cap, soft_sign, squareplus
 from jaxprop.rules.attention import attention
 from jaxprop.rules.batch_norm import batch_norm, batch_norm_eval
 from jaxprop.rules.binary_cross_entropy import sigmoid_binary_cross_entropy
 from jaxprop.rules.cross_entropy import softmax_cross_entropy
 from jaxprop.rules.divergence import kl_divergence
 from jaxprop.rules.dropout import drop_path, dropout, gaussian_noise
+from jaxprop.rules.exponential_units import celu, elu, log_sigmoid, selu
 from jaxprop.rules.global_pooling import global_avg_pool, global_max_pool
 from jaxprop.rules.group_norm import group_norm, instance_norm
 from jaxprop.rules.gru import gru
@@ -30,11 +32,12 @@ from jaxprop.rules.linear_cross_entropy import linear_cross_entropy
 from jaxprop.rules.losses import mean_squared_error
 from jaxprop.rules.lstm import lstm
 from jaxprop.rules.penalties import elastic_net, l1, l2
+from jaxprop.rules.piecewise import hard_sigmoid, hard_tanh, prelu, relu6
 from jaxprop.rules.pooling import avg_pool, max_pool
 from jaxprop.rules.rnn import rnn
 from jaxprop.rules.robust_losses import huber, log_cosh, mean_absolute_error
 from jaxprop.rules.rotary import rotary
-from jaxprop.rules.self_gated import gelu, silu
+from jaxprop.rules.self_gated import gelu, hard_silu, mish, relu_squared, silu
 from jaxprop.rules.softmax import softmax
 from jaxprop.rules.surrogates import (
     clip_gradient,
@@ -65,6 +68,7 @@ __all__ = [
     "avg_pool",
     "batch_norm",
     "batch_norm_eval",
+    "celu",
     "chain",
     "check",
     "clip_gradient",
@@ -75,12 +79,16 @@ __all__ = [
     "dropout",
     "elastic_net",
     "elementwise",
+    "elu",
     "gaussian_noise",
     "gelu",
     "global_avg_pool",
     "global_max_pool",
     "group_norm",
     "gru",
+    "hard_sigmoid",
+    "hard_silu",
+    "hard_tanh",
     "huber",
     "identity",
     "instance_norm",
@@ -94,23 +102,32 @@ __all__ = [
     "linear_cross_entropy",
     "linear_token_log_probs",
     "log_cosh",
+    "log_sigmoid",
     "lstm",
     "max_pool",
     "mean_absolute_error",
     "mean_squared_error",
+    "mish",
+    "prelu",
     "relu",
+    "relu6",
+    "relu_squared",
     "reverse_gradient",
     "rms_norm",
     "rnn",
     "rotary",
     "rules",
     "scale_gradient",
+    "selu",
     "sigmoid",
     "sigmoid_binary_cross_entropy",
     "silu",
+    "soft_cap",
+    "soft_sign",
     "softmax",
     "softmax_cross_entropy",
     "softplus",
+    "squareplus",
     "straight_through_round",
     "straight_through_sign",
     "tanh",

@@ -285,6 +285,20 @@ def elementwise_cases(**options: Hashable) -> list[Case]:
     ]
 
 
+def few_cases(*kinks: float, **options: Hashable) -> list[Case]:
+    """The same, fewer, for a rule that shares its code with others; `kinks` beside 0."""
+    zeros = jnp.array([*kinks, 0.0, -0.0], jnp.float32)
+    far = jnp.array([-jnp.inf, -1e4, -100.0, 100.0, 1e4, jnp.inf], jnp.float32)
+    x = 2 * normal(0, 4, 3)
+    return [
+        Case("matrix", (x,), options),
+        Case("bfloat16", (x.astype(jnp.bfloat16),), options),
+        Case("zeros", (zeros,), options, edge=True),
+        Case("far out", (far,), options, edge=True),
+        Case("empty", (x[:0],), options, edge=True),
+    ]
+
+
 def leaky_relu_cases() -> list[Case]:
     return [
         *elementwise_cases(),

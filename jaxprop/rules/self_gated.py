@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from jaxprop.precision import floating, up
 from jaxprop.rule import Case, Rule
-from jaxprop.rules.activations import elementwise_cases
+from jaxprop.rules.activations import elementwise_cases, few_cases
+from jaxprop.rules.piecewise import hard_gate
 
 # Beyond this the probability is 0 or 1 in every dtype, and y is 0 or x.
 LIMIT = 1000.0
@@ -120,6 +121,133 @@ def gelu_backward(res: GeluResiduals, g: jax.Array) -> tuple[jax.Array]:
     return (p * g + jnp.exp(-x * x / 2) / sqrt(2 * pi) * dp,)  # B3
 
 
+def mish_reference(x: jax.Array) -> jax.Array:
+    """Gate x by the tanh of its softplus: y = x * tanh(log(1 + exp(x))).
+
+    Use it in hidden layers where a smooth relu is wanted that dips a little deeper than silu.
+
+    Scope      elementwise: any shape
+    Forward    s = log(1 + exp(x))                                     (F1)
+               p = tanh(s)                                             (F2)
+               y = x * p                                               (F3)
+    Backward   dp = x * g                                              (B1) from F3
+               ds = (1 - p) * (1 + p) * dp                             (B2) from F2
+               dx = p * g + (1 - exp(-s)) * ds                         (B3) from F1, F3
+
+    Args:
+        x: any shape, floating.
+
+    Returns:
+        y: x's shape and dtype.
+
+    Residuals: x (the argument); s and p are recomputed.
+
+    Numerics: computed in float32 at least, rounded once; log(1 + exp(x)) shifted by the larger
+        exponent. At -inf and inf y is 0 and inf, the gradient 0 and g.
+
+    Raises:
+        TypeError: where x is not floating.
+
+    Source: Misra (2020), Mish: a self regularized non-monotonic activation function, equation 1.
+    """
+    x = floating("mish", "x", x)
+    gated = _with_limits(lambda x: x * jnp.tanh(jnp.logaddexp(x, 0.0)), up(x))  # F1 to F3
+    return gated.astype(x.dtype)
+
+
+def mish_forward(x: jax.Array) -> tuple[jax.Array, SiluResiduals]:
+    return mish_reference(x), SiluResiduals(x)  # F1 to F3
+
+
+def mish_backward(res: SiluResiduals, g: jax.Array) -> tuple[jax.Array]:
+    x, g = _clipped(up(res.x)), up(g)
+    s = jnp.logaddexp(x, 0.0)  # F1, recomputed
+    p = jnp.tanh(s)  # F2, recomputed
+    ds = (1 - p) * (1 + p) * x * g  # B1, B2
+    return (p * g - jnp.expm1(-s) * ds,)  # B3
+
+
+def hard_silu_reference(x: jax.Array) -> jax.Array:
+    """Gate x by a straight line clipped to 0 .. 1: y = x * hard_sigmoid(x); also hard swish.
+
+    Use it in place of silu where that is too dear.
+
+    Scope      elementwise: any shape
+    Forward    p = where(x <= -3, 0, where(x >= 3, 1, (x + 3) / 6))    (F1)
+               y = x * p                                               (F2)
+    Backward   dp = x * g                                              (B1) from F2
+               dx = p * g + where(abs(x) >= 3, 0, dp / 6)              (B2) from F1, F2
+
+    Args:
+        x: any shape, floating.
+
+    Returns:
+        y: x's shape and dtype.
+
+    Residuals: x (the argument); p is recomputed.
+
+    Numerics: in float32 at least, rounded once. At the kinks x = -3 and x = 3 the subgradient is 0
+        and g, as p's is 0 there. At -inf and inf y is 0 and inf, the gradient 0 and g.
+
+    Raises:
+        TypeError: where x is not floating.
+
+    Source: Howard et al. (2019), Searching for MobileNetV3, section 5.2.
+    """
+    x = floating("hard_silu", "x", x)
+    return _with_limits(lambda x: x * hard_gate(x), up(x)).astype(x.dtype)  # F1, F2
+
+
+def hard_silu_forward(x: jax.Array) -> tuple[jax.Array, SiluResiduals]:
+    return hard_silu_reference(x), SiluResiduals(x)  # F1, F2
+
+
+def hard_silu_backward(res: SiluResiduals, g: jax.Array) -> tuple[jax.Array]:
+    x, g = _clipped(up(res.x)), up(g)
+    dp = x * g  # B1
+    return (hard_gate(x) * g + jnp.where(jnp.abs(x) >= 3, 0, dp / 6),)  # B2
+
+
+def relu_squared_reference(x: jax.Array) -> jax.Array:
+    """Gate x by its own relu: y = max(x, 0) ** 2.
+
+    Use it in transformer blocks in place of gelu, where it was found by search.
+
+    Scope      elementwise: any shape
+    Forward    h = where(x <= 0, 0, x)                                 (F1)
+               y = h * h                                               (F2)
+    Backward   dh = 2 * h * g                                          (B1) from F2
+               dx = where(x <= 0, 0, dh)                               (B2) from F1
+
+    Args:
+        x: any shape, floating.
+
+    Returns:
+        y: x's shape and dtype.
+
+    Residuals: x (the argument).
+
+    Numerics: squared in float32 at least, rounded once. There is no kink: the gradient at 0 is 0.
+
+    Raises:
+        TypeError: where x is not floating.
+
+    Source: So et al. (2021), Primer: searching for efficient transformers, section 4.
+    """
+    x = floating("relu_squared", "x", x)
+    h = jnp.where(x <= 0, 0, up(x))  # F1
+    return (h * h).astype(x.dtype)  # F2
+
+
+def relu_squared_forward(x: jax.Array) -> tuple[jax.Array, SiluResiduals]:
+    return relu_squared_reference(x), SiluResiduals(x)  # F1, F2
+
+
+def relu_squared_backward(res: SiluResiduals, g: jax.Array) -> tuple[jax.Array]:
+    x = up(res.x)
+    return (jnp.where(x <= 0, 0, 2 * x * up(g)),)  # B1, B2
+
+
 def _normal(x: jax.Array, approximate: bool) -> jax.Array:
     """The probability p that a standard normal variable lies below x."""
     if approximate:
@@ -137,9 +265,20 @@ def _with_limits(gated: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.A
     return jnp.where(x >= LIMIT, x, gated(_clipped(x)))
 
 
+def hard_silu_cases() -> list[Case]:
+    return few_cases(-3.0, 3.0)
+
+
 def gelu_cases() -> list[Case]:
     return [*elementwise_cases(approximate=True), *elementwise_cases(approximate=False)]
 
 
 silu = Rule(silu_reference, silu_forward, silu_backward, elementwise_cases, budget=0)
 gelu = Rule(gelu_reference, gelu_forward, gelu_backward, gelu_cases, budget=0)
+mish = Rule(mish_reference, mish_forward, mish_backward, few_cases, budget=0)
+hard_silu = Rule(
+    hard_silu_reference, hard_silu_forward, hard_silu_backward, hard_silu_cases, budget=0
+)
+relu_squared = Rule(
+    relu_squared_reference, relu_squared_forward, relu_squared_backward, few_cases, budget=0
+)
