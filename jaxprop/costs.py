@@ -46,6 +46,15 @@ class Cost(Rule):
     reading: str = field(kw_only=True)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PairedResiduals:
+    """Of the loss, and by which names its arguments after y_hat were given, if by name."""
+
+    loss: Saved
+    given: tuple[str, ...] | None = field(metadata={"static": True})
+
+
 class CostResiduals(NamedTuple):
     layers: dict[str, Saved]
     loss: Saved
@@ -63,7 +72,7 @@ def cost(
 
     Args:
         network: a Layer, such as a chain.
-        loss: a Rule (y_hat, y) -> scalar; options fixed with `bind(...)`.
+        loss: a Rule (y_hat, y, ...) -> scalar; options fixed with `bind(...)`.
         penalty: a Rule params -> Omega, such as `l2.bind(leaves="*/w")`.
         activity: a Rule over the dict {layer name: h_k} -> Omega, such as `activity_l2`.
         reading: "separate" or "folded", where the parameter penalty enters (the module
@@ -71,6 +80,8 @@ def cost(
 
     Returns:
         J(params, x, y, strength=None, key=None), a scalar of float32 at least.
+        y: the loss's second argument; or a dict of what it takes after y_hat, by name, such as
+            {"labels": labels, "label_smoothing": 0.1}. Each entry has its cotangent.
         strength: the penalties' lambda, a number or array for all of them, or a dict of
         some of "penalty", "activity" and the other arguments of a penalty ("l1_ratio" of
         `elastic_net`). It is differentiable: its cotangent is Omega.
@@ -91,7 +102,8 @@ def cost(
     others = [other for omega in given.values() for other in omega.argument_names[1:]]
     separate = dict(terms)
     folded = separate.pop("penalty", None) if reading == "folded" else None
-    inner = loss if folded is None else _folded_loss(loss, folded)
+    paired = _paired(loss)
+    inner = paired if folded is None else _folded_loss(paired, folded)
     layers = _parts(network)
 
     def reference(
@@ -103,7 +115,7 @@ def cost(
     ) -> jax.Array:
         _check_strength(list(terms), others, strength)
         hs = reference_through(layers, _nest(network, params), x, key)
-        total = _scalar(loss, loss.reference(_last(hs), y))
+        total = _scalar(loss, paired.reference(_last(hs), y))
         for name, term in terms.items():
             read = hs if name == "activity" else params
             total = _plus(total, term.reference(read, strength))
@@ -189,8 +201,13 @@ def _weighted(omega: Rule, name: str) -> Rule:
         return {other: strength[other] for other in others if other in strength}
 
     def scale(strength: PyTree, value: jax.Array) -> jax.Array:
-        lam = strength[name] if isinstance(strength, Mapping) else strength
-        return jnp.asarray(lam, value.dtype)
+        lam = jnp.asarray(strength[name] if isinstance(strength, Mapping) else strength)
+        if lam.ndim:
+            raise ValueError(
+                f"cost: the strength of {name} must be a scalar, got an array of {lam.shape}. A "
+                "sweep is jax.vmap over the strength."
+            )
+        return lam.astype(value.dtype)
 
     def reference(tree: PyTree, strength: PyTree) -> jax.Array:
         value = omega.reference(tree, **arguments(strength))
@@ -217,6 +234,30 @@ class WeightedResiduals(NamedTuple):
     omega: Saved
     value: jax.Array
     strength: PyTree
+
+
+def _paired(loss: Rule) -> Rule:
+    """The loss as a rule (y_hat, y), where y may be a dict of all its arguments but the first."""
+
+    def reference(y_hat: jax.Array, y: PyTree) -> jax.Array:
+        if isinstance(y, Mapping):
+            return loss.reference(y_hat, **y)
+        return loss.reference(y_hat, y)
+
+    def forward(y_hat: jax.Array, y: PyTree) -> tuple[jax.Array, PairedResiduals]:
+        given = tuple(y) if isinstance(y, Mapping) else None
+        value, saved = loss.forward(y_hat, **y) if given is not None else loss.forward(y_hat, y)
+        return value, PairedResiduals(saved, given)
+
+    def backward(res: PairedResiduals, g: jax.Array) -> tuple[PyTree, ...]:
+        dy_hat, *dothers = loss.backward(res.loss, g)
+        if res.given is None:
+            return dy_hat, dothers[0]
+        by_name = dict(zip(loss.argument_names[1:], dothers, strict=True))
+        return dy_hat, {name: by_name[name] for name in res.given}
+
+    reference.__name__ = loss.name
+    return Rule(reference, forward, backward)
 
 
 def _folded_loss(loss: Rule, weighted: Rule) -> Rule:

@@ -211,23 +211,32 @@ def run_forward(
 
 def run_backward(lines: Derivation, values: Mapping[str, Any]) -> dict[str, Any]:
     """values, and that of each B line, but for gradients in what has none (integer labels)."""
+    return {**values, **{line.name: value for line, value in backward_steps(lines, values)}}
+
+
+def backward_steps(
+    lines: Derivation, values: Mapping[str, Any]
+) -> Iterator[tuple[Line, jax.Array]]:
+    """Each B line and its value, as soon as it is known."""
     values = dict(values)
     for line in lines.backward:
         if is_floating(values.get(line.name.removeprefix("d"))):
             values[line.name] = _value(lines, line, values)
-    return values
+            yield line, values[line.name]
 
 
 def _value(lines: Derivation, line: Line, values: Mapping[str, Any]) -> jax.Array:
     try:
-        return jnp.asarray(vocabulary.evaluate(line.expression, values))
+        # On paper integers and numbers mix, whatever the caller has chosen for programs.
+        with jax.numpy_dtype_promotion("standard"):
+            return jnp.asarray(vocabulary.evaluate(line.expression, values))
     except KeyError as error:
         raise ValueError(
             f"{lines.rule}: line {line.label}, {line.text}, names {error.args[0]}, which is not "
             f"among {', '.join(values)}. The scope is: {lines.scope}. Pass it as an argument, or "
             f"in given={{'{error.args[0]}': ...}}."
         ) from None
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
         raise ValueError(
             f"{lines.rule}: line {line.label}, {line.text}, cannot be evaluated on these arrays. "
             f"Give arrays at the derivation's scope: {lines.scope}. JAX says: {error}"

@@ -557,9 +557,39 @@ def test_a_filter_that_selects_nothing_is_refused_by_the_penalty() -> None:
         J(*batch(), LAMBDA)
 
 
-@pytest.mark.xfail(strict=True, reason="J then has the shape of the strength")
 @pytest.mark.parametrize("reading", READINGS)
 def test_a_strength_that_is_no_scalar_is_refused(reading: str) -> None:
     """A sweep is `jax.vmap` over the strength: J itself is one number."""
     with pytest.raises(ValueError, match="strength"):
         make("l2", reading)(*batch(), jnp.array([0.1, 0.2, 0.3]))
+
+
+def test_what_the_loss_takes_after_y_hat_may_be_given_by_name() -> None:
+    x, labels = jnp.linspace(-1.0, 1.0, 12).reshape(4, 3), jnp.arange(4) % 3
+    network = jaxprop.chain(only=jaxprop.dense(3))
+    params = {"only": {"w": normal(0, 3, 3), "b": normal(1, 3)}}
+    J = jaxprop.cost(network, jaxprop.softmax_cross_entropy)
+    y = {"labels": labels, "label_smoothing": jnp.asarray(0.1), "z_loss": jnp.asarray(0.01)}
+
+    def plain(params: Any, smoothing: jax.Array) -> jax.Array:
+        logits = x @ params["only"]["w"] + params["only"]["b"]
+        log_p = jax.nn.log_softmax(logits)
+        soft = (1 - smoothing) * jax.nn.one_hot(labels, 3) + smoothing / 3
+        lse = jax.nn.logsumexp(logits, axis=-1)
+        return jnp.mean(-jnp.sum(soft * log_p, axis=-1) + 0.01 * lse * lse)
+
+    expected = jax.grad(plain, (0, 1))(params, y["label_smoothing"])
+    value, saved = J.forward(params, x, y)
+    dparams, _, dy, _, _ = J.backward(saved, jnp.ones(()))
+    assert_near(value, plain(params, y["label_smoothing"]), reduced=12)
+    assert_near((dparams, dy["label_smoothing"]), expected, reduced=12)
+    assert dy["labels"] is None
+
+
+def test_a_name_that_the_loss_does_not_know_is_refused() -> None:
+    network = jaxprop.chain(only=jaxprop.dense(3))
+    x = jnp.ones((2, 3))
+    params = network.init(jax.random.key(0), x.shape)
+    J = jaxprop.cost(network, jaxprop.mean_squared_error)
+    with pytest.raises(TypeError, match="mean_squared_error"):
+        J(params, x, {"y": x, "smoothing": jnp.ones(())})
