@@ -106,10 +106,10 @@ def _errors(rule: Rule, case: Case, lines: Derivation, tolerance: float) -> Iter
     take = _cotangents if rule.surrogate else _gradients
     gradients = take(rule, case, lines, values)
     stated = {line.name for line in lines.backward}
-    given_none = {*rule.argument_names} - {*_cotangents(rule, case, lines, values)}
-    for name in gradients:
-        if f"d{name}" not in stated and name in start and name not in given_none:
-            yield f"no line states d{name}"
+    silent = [name for name in gradients if f"d{name}" not in stated and name in start]
+    if silent:
+        given_none = {*rule.argument_names} - {*_cotangents(rule, case, lines, values)}
+        yield from (f"no line states d{name}" for name in silent if name not in given_none)
     for line, derived in backward_steps(lines, values):
         name = line.name.removeprefix("d")
         if name in gradients and not _near(derived, gradients[name], tolerance):
