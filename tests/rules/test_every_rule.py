@@ -1,4 +1,4 @@
-"""What holds for every rule: the values at each case, the rest where the design is strained."""
+"""What holds for every rule, without the checker: where the design is strained."""
 
 from collections.abc import Callable
 from functools import partial
