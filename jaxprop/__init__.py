@@ -18,22 +18,29 @@ from jaxprop.rules.add_norm import add_layer_norm, add_rms_norm
 from jaxprop.rules.algebraic import soft_cap, soft_sign, squareplus
 from jaxprop.rules.attention import attention
 from jaxprop.rules.batch_norm import batch_norm, batch_norm_eval
+from jaxprop.rules.bilinear import bilinear
 from jaxprop.rules.binary_cross_entropy import sigmoid_binary_cross_entropy
+from jaxprop.rules.causal_conv import causal_depthwise_conv
+from jaxprop.rules.conv import conv
+from jaxprop.rules.conv_transpose import conv_transpose
 from jaxprop.rules.cross_entropy import softmax_cross_entropy
 from jaxprop.rules.divergence import kl_divergence
 from jaxprop.rules.dropout import drop_path, dropout, gaussian_noise
+from jaxprop.rules.embedding import embedding
 from jaxprop.rules.exponential_units import celu, elu, log_sigmoid, selu
 from jaxprop.rules.global_pooling import global_avg_pool, global_max_pool
 from jaxprop.rules.group_norm import group_norm, instance_norm
 from jaxprop.rules.gru import gru
 from jaxprop.rules.layer_norm import layer_norm, rms_norm
-from jaxprop.rules.linear import linear
+from jaxprop.rules.linear import linear, tied_unembedding
 from jaxprop.rules.linear_cross_entropy import linear_cross_entropy
 from jaxprop.rules.losses import mean_squared_error
+from jaxprop.rules.lora import lora_linear
 from jaxprop.rules.lstm import lstm
 from jaxprop.rules.penalties import elastic_net, l1, l2
 from jaxprop.rules.piecewise import hard_sigmoid, hard_tanh, prelu, relu6
 from jaxprop.rules.pooling import avg_pool, max_pool
+from jaxprop.rules.projection import projection
 from jaxprop.rules.rnn import rnn
 from jaxprop.rules.robust_losses import huber, log_cosh, mean_absolute_error
 from jaxprop.rules.rotary import rotary
@@ -68,10 +75,14 @@ __all__ = [
     "avg_pool",
     "batch_norm",
     "batch_norm_eval",
+    "causal_depthwise_conv",
     "celu",
+    "bilinear",
     "chain",
     "check",
     "clip_gradient",
+    "conv",
+    "conv_transpose",
     "cost",
     "dense",
     "derive",
@@ -80,6 +91,7 @@ __all__ = [
     "elastic_net",
     "elementwise",
     "elu",
+    "embedding",
     "gaussian_noise",
     "gelu",
     "global_avg_pool",
@@ -103,12 +115,14 @@ __all__ = [
     "linear_token_log_probs",
     "log_cosh",
     "log_sigmoid",
+    "lora_linear",
     "lstm",
     "max_pool",
     "mean_absolute_error",
     "mean_squared_error",
     "mish",
     "prelu",
+    "projection",
     "relu",
     "relu6",
     "relu_squared",
@@ -131,6 +145,7 @@ __all__ = [
     "straight_through_round",
     "straight_through_sign",
     "tanh",
+    "tied_unembedding",
     "token_log_probs",
     "trace",
     "value_and_grad",

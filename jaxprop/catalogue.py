@@ -7,22 +7,29 @@ from jaxprop.rules.add_norm import add_layer_norm, add_rms_norm
 from jaxprop.rules.algebraic import soft_cap, soft_sign, squareplus
 from jaxprop.rules.attention import attention
 from jaxprop.rules.batch_norm import batch_norm, batch_norm_eval
+from jaxprop.rules.bilinear import bilinear
 from jaxprop.rules.binary_cross_entropy import sigmoid_binary_cross_entropy
+from jaxprop.rules.causal_conv import causal_depthwise_conv
+from jaxprop.rules.conv import conv
+from jaxprop.rules.conv_transpose import conv_transpose
 from jaxprop.rules.cross_entropy import softmax_cross_entropy
 from jaxprop.rules.divergence import kl_divergence
 from jaxprop.rules.dropout import drop_path, dropout, gaussian_noise
+from jaxprop.rules.embedding import embedding
 from jaxprop.rules.exponential_units import celu, elu, log_sigmoid, selu
 from jaxprop.rules.global_pooling import global_avg_pool, global_max_pool
 from jaxprop.rules.group_norm import group_norm, instance_norm
 from jaxprop.rules.gru import gru
 from jaxprop.rules.layer_norm import layer_norm, rms_norm
-from jaxprop.rules.linear import linear
+from jaxprop.rules.linear import linear, tied_unembedding
 from jaxprop.rules.linear_cross_entropy import linear_cross_entropy
 from jaxprop.rules.losses import mean_squared_error
+from jaxprop.rules.lora import lora_linear
 from jaxprop.rules.lstm import lstm
 from jaxprop.rules.penalties import elastic_net, l1, l2
 from jaxprop.rules.piecewise import hard_sigmoid, hard_tanh, prelu, relu6
 from jaxprop.rules.pooling import avg_pool, max_pool
+from jaxprop.rules.projection import projection
 from jaxprop.rules.rnn import rnn
 from jaxprop.rules.robust_losses import huber, log_cosh, mean_absolute_error
 from jaxprop.rules.rotary import rotary
@@ -41,6 +48,10 @@ from jaxprop.rules.weight_normalisation import l2_normalize, weight_norm, weight
 CATALOGUE: tuple[Rule, ...] = (
     # Linear maps
     linear,
+    projection,
+    lora_linear,
+    bilinear,
+    tied_unembedding,
     # Activations: elementwise, then those that gate x by itself
     identity,
     relu,
@@ -82,6 +93,9 @@ CATALOGUE: tuple[Rule, ...] = (
     weight_standardize,
     weight_norm,
     # Convolution and pooling
+    conv,
+    conv_transpose,
+    causal_depthwise_conv,
     max_pool,
     avg_pool,
     global_max_pool,
@@ -91,6 +105,7 @@ CATALOGUE: tuple[Rule, ...] = (
     lstm,
     gru,
     # Sequences
+    embedding,
     rotary,
     attention,
     # Randomness

@@ -87,9 +87,10 @@ def _scatter_add(
     like: jax.Array | None = None,
     before: int = 0,
 ) -> jax.Array:
-    places = _places(*p.shape[:2], _number(stride), _number(dilation))
+    window, count, channels = p.shape
+    places = _places(window, count, _number(stride), _number(dilation))
     length = int(places.max()) + 1 if like is None else like.shape[1] + before
-    zeros = jnp.zeros((1, length, p.shape[-1]), p.dtype)
+    zeros = jnp.zeros((1, length, channels), p.dtype)
     return zeros.at[0, places].add(p)[:, before:]
 
 

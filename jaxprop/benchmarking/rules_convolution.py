@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from math import prod
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,15 @@ def convolution_entries(quick: bool) -> Iterator[tuple[str, Callable[[], Entry]]
             "2x2": (batch, size, size, 64),
             "3x3": (batch, size, size, 64),
         },
+        conv: {
+            "dense": (batch, size // 2, size // 2, 64),
+            "strided": (batch, size // 2, size // 2, 64),
+            "groups": (batch, size // 4, size // 4, 64),
+            "depthwise": (batch, size // 4, size // 4, 64),
+        },
+        conv_transpose: {"": (batch, size // 4, size // 4, 64)},
+        causal_depthwise_conv: {"": (batch // 2, 64 if quick else 512, 256)},
+        embedding: {"": (batch, 64 if quick else 512, 256)},
         global_max_pool: {"": (batch, size, size, 64)},
         global_avg_pool: {"": (batch, size, size, 64)},
     }
@@ -46,7 +56,7 @@ def convolution_entries(quick: bool) -> Iterator[tuple[str, Callable[[], Entry]]
 
 
 # Windows side by side as in most networks, and the overlapping ones of ResNet's stem.
-POOLS = {
+POOLS: dict[str, dict[str, Any]] = {
     "2x2": {"window": (2, 2), "stride": (2, 2), "padding": "VALID"},
     "3x3": {"window": (3, 3), "stride": (2, 2), "padding": "SAME"},
 }
@@ -90,6 +100,81 @@ def global_avg_pool(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
     return _entry(name, ways, _normal(dtype, shape))
 
 
+# A convolution of 64 channels, 3 by 3, as each is used: groups of 8 channels, or of one.
+CONVOLUTIONS: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "strided": {"stride": (2, 2)},
+    "groups": {"groups": 8},
+    "depthwise": {"groups": 64},
+}
+AXES = ("NHWC", "HWIO", "NHWC")
+
+
+def conv(name: str, dtype: str, shape: tuple[int, ...], kind: str) -> Entry:
+    options = CONVOLUTIONS[kind]
+
+    def plain(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
+        y = lax.conv_general_dilated(
+            x,
+            w.astype(x.dtype),
+            options.get("stride", (1, 1)),
+            "SAME",
+            dimension_numbers=AXES,
+            feature_group_count=options.get("groups", 1),
+        )
+        return y + b.astype(x.dtype)
+
+    by_hand = jaxprop.conv.bind(padding="SAME", **options)
+    ways: dict[str, Way] = {"automatic": plain, "by hand": by_hand}
+    w = _normal("float32", (3, 3, 64 // options.get("groups", 1), 64), 1) / 8
+    return _entry(name, ways, _normal(dtype, shape), w, _normal("float32", (64,), 2))
+
+
+def conv_transpose(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
+    def plain(x: jax.Array, w: jax.Array) -> jax.Array:
+        return lax.conv_transpose(x, w.astype(x.dtype), (2, 2), "SAME")
+
+    by_hand = jaxprop.conv_transpose.bind(stride=(2, 2), padding="SAME")
+    ways: dict[str, Way] = {"automatic": plain, "by hand": by_hand}
+    return _entry(name, ways, _normal(dtype, shape), _normal("float32", (4, 4, 64, 64), 1) / 8)
+
+
+def causal_depthwise_conv(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
+    """Against XLA's convolution in groups, and the sum of shifted arrays that it is."""
+
+    def grouped(x: jax.Array, w: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(
+            x,
+            w[:, None].astype(x.dtype),
+            (1,),
+            [(len(w) - 1, 0)],
+            dimension_numbers=("NWC", "WIO", "NWC"),
+            feature_group_count=x.shape[-1],
+        )
+
+    def shifted(x: jax.Array, w: jax.Array) -> jax.Array:
+        padded = jnp.pad(x, ((0, 0), (len(w) - 1, 0), (0, 0)))
+        terms = [padded[:, k : k + x.shape[1]] * w[k].astype(x.dtype) for k in range(len(w))]
+        return sum(terms[1:], start=terms[0])
+
+    ways: dict[str, Way] = {
+        "automatic": shifted,
+        "automatic, of a convolution": grouped,
+        "by hand": jaxprop.causal_depthwise_conv,
+    }
+    return _entry(name, ways, _normal(dtype, shape), _normal("float32", (4, shape[-1]), 1))
+
+
+def embedding(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
+    """A table of 8192 rows of shape[-1] numbers, tokens of which most repeat."""
+    tokens = jax.random.randint(jax.random.key(1), shape[:-1], 0, 2048, jnp.int32)
+    ways: dict[str, Way] = {
+        "automatic": lambda tokens, table: table[tokens],
+        "by hand": jaxprop.embedding,
+    }
+    return _entry(name, ways, tokens, _normal(dtype, (8192, shape[-1])))
+
+
 # Of bfloat16 numbers many tie, and there jnp.max has another subgradient: it splits g.
 DTYPES: dict[Callable[..., Entry], tuple[str, ...]] = {global_max_pool: ("float32",)}
 
@@ -108,14 +193,16 @@ def _entry(name: str, ways: Mapping[str, Way], *args: jax.Array) -> Entry:
 
 
 def _both(function: Way, args: tuple[jax.Array, ...], g: jax.Array) -> tuple[PyTree, PyTree]:
-    y, pullback = jax.vjp(function, *args)
-    return y, [d for d in pullback(g) if d.dtype != jax.dtypes.float0]
+    """The value, and the cotangents of what is not tokens."""
+    tokens = args[:1] if jnp.issubdtype(args[0].dtype, jnp.integer) else ()
+    y, pullback = jax.vjp(partial(function, *tokens), *args[len(tokens) :])
+    return y, pullback(g)
 
 
 def _truth(function: Way, args: tuple[jax.Array, ...], g: jax.Array) -> PyTree:
     with jax.enable_x64(True), jaxprop.automatic():
-        wide = [x.astype(jnp.float64) if x.dtype != jnp.int32 else x for x in (*args, g)]
-        found = jax.jit(partial(_both, function))(tuple(wide[:-1]), wide[-1])
+        wide = [x if x.dtype == jnp.int32 else x.astype(jnp.float64) for x in args]
+        found = jax.jit(partial(_both, function))(tuple(wide), g.astype(jnp.float64))
         return jax.tree.map(np.asarray, found)
 
 

@@ -1,7 +1,9 @@
 """Windows that slide over the spatial axes of x (B, *spatial, C): what they see, and back again."""
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import product
 from math import prod
 
@@ -99,11 +101,11 @@ def check_padding(
 
     SAME gives ceil(n / stride) windows, the odd entry of padding after x; VALID has no padding.
     """
-    if padding in ("SAME", "VALID"):
+    if isinstance(padding, str) and padding in ("SAME", "VALID"):
         found = lax.padtype_to_pads(spatial, extent, stride, padding)
         return tuple((int(low), int(high)) for low, high in found)
     fits = isinstance(padding, tuple) and len(padding) == len(spatial)
-    if not fits or not all(map(_is_pair, padding)):
+    if isinstance(padding, str) or not fits or not all(map(_is_pair, padding)):
         raise ValueError(
             f"{owner}: padding must be 'SAME', 'VALID' or a tuple of {len(spatial)} pairs "
             f"(low, high) of integers of at least 0, one per spatial axis of x, got {padding!r}."
@@ -112,8 +114,9 @@ def check_padding(
 
 
 def _is_pair(pair: object) -> bool:
-    fits = isinstance(pair, tuple) and len(pair) == 2
-    return fits and all(isinstance(n, int) and n >= 0 for n in pair)
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        return False
+    return all(isinstance(n, int) and n >= 0 for n in pair)
 
 
 def check_fit(
@@ -156,16 +159,15 @@ def laid_back(g: jax.Array, at: Windows, chosen: jax.Array | None = None) -> jax
     g = _with_margins(g, 0, at, blocks, reach)
     chosen = None if chosen is None else _with_margins(chosen, -1, at, blocks, reach)
     within = tuple(2 + 2 * axis for axis in range(len(blocks)))  # the axes of places in a block
-    total = None
+    terms = []
     for back in product(*map(range, reach)):
         starts = [most - 1 - j for most, j in zip(reach, back, strict=True)]
         seen = (slice(None), *(slice(i, i + n) for i, n in zip(starts, blocks, strict=True)))
         place = _places(at, back)
         hit = place >= 0 if chosen is None else jnp.expand_dims(chosen[seen], within) == place
-        term = jnp.where(hit, jnp.expand_dims(g[seen], within), 0)
-        total = term if total is None else total + term
+        terms.append(jnp.where(hit, jnp.expand_dims(g[seen], within), 0))
     lengths = [n * s for n, s in zip(blocks, at.stride, strict=True)]
-    whole = total.reshape(g.shape[0], *lengths, g.shape[-1])
+    whole = reduce(operator.add, terms).reshape(g.shape[0], *lengths, g.shape[-1])
     return whole[(slice(None), *(slice(low, low + n) for n, _, (low, _) in _axes(at)))]
 
 
@@ -211,5 +213,5 @@ def _numbered(offsets: Sequence[np.ndarray], at: Windows) -> np.ndarray:
 
 def place_dtype(places: int) -> np.dtype:
     """The smallest integers that number so many places, and -1 for none."""
-    fitting = (np.dtype(kind) for kind in (np.int8, np.int16, np.int32))
-    return next(kind for kind in fitting if places - 1 <= np.iinfo(kind).max)
+    kinds = (np.int8, np.int16, np.int32)
+    return next(np.dtype(kind) for kind in kinds if places - 1 <= np.iinfo(kind).max)

@@ -1,0 +1,184 @@
+"""Convolutions of x (B, *spatial, C) with w (*window, C_in / groups, C_out), and their transposes.
+
+All three are XLA's convolution: it is faster than gathering what a window sees and multiplying
+matrices.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxprop.precision import at_least_float32, floating
+from jaxprop.rules.windows import Padding, check_fit, check_padding, check_per_axis, check_spatial
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """What a convolution does along each spatial axis, and in how many groups of channels.
+
+    stride:   by how much the next window lies further on.
+    padding:  how many zeros stand before and after x.
+    dilation: how far apart the entries are that a window sees.
+    spread:   how far apart the entries of x are put, zeros between them.
+    groups:   channels are cut into so many; a group of outputs sees its group of inputs alone.
+    """
+
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    spread: tuple[int, ...]
+    groups: int
+
+
+def convolved(x: jax.Array, w: jax.Array, how: Convolution) -> jax.Array:
+    """The convolution; w in x's dtype, accumulated and returned in the dtype to compute in."""
+    axes = (0, x.ndim - 1, *range(1, x.ndim - 1))
+    kernel_axes = (w.ndim - 1, w.ndim - 2, *range(w.ndim - 2))
+    return _convolution(
+        x,
+        w.astype(x.dtype),
+        (axes, kernel_axes, axes),
+        how,
+        how.padding,
+        how.groups,
+    )
+
+
+def to_input(g: jax.Array, w: jax.Array, how: Convolution, spatial: Sequence[int]) -> jax.Array:
+    """The cotangent of x, whose spatial axes have these lengths.
+
+    The convolution of g with w turned round and its channels exchanged within each group. Stride
+    and spread change places, and so much padding is added that every entry of w meets every g.
+    """
+    padding = []
+    lengths = zip(spatial, g.shape[1:-1], w.shape[:-2], strict=True)
+    for axis, (n, count, k) in enumerate(lengths):
+        margin = (k - 1) * how.dilation[axis]
+        before = margin - how.padding[axis][0]
+        whole = _reach(n, how.spread[axis]) + margin
+        padding.append((before, whole - _reach(count, how.stride[axis]) - before))
+    back = Convolution(how.spread, tuple(padding), how.dilation, how.stride, how.groups)
+    return convolved(g, _turned_round(w, how.groups), back)
+
+
+def _reach(n: int, step: int) -> int:
+    """The length of n entries that lie `step` apart."""
+    return (n - 1) * step + 1
+
+
+def _turned_round(w: jax.Array, groups: int) -> jax.Array:
+    """(*window, C_out / groups, C_in), the window back to front."""
+    *window, width, outputs = w.shape
+    flipped = jnp.flip(w, range(len(window)))
+    split = flipped.reshape(*window, width, groups, outputs // groups)
+    exchanged = jnp.moveaxis(split, (-1, -2), (-3, -2))  # C_out / groups, groups, C_in / groups
+    return exchanged.reshape(*window, outputs // groups, groups * width)
+
+
+def to_kernel(x: jax.Array, g: jax.Array, how: Convolution, window: Sequence[int]) -> jax.Array:
+    """The cotangent of w, whose window this is.
+
+    The convolution of x with g as the kernel, summed over the batch as if it were channels. Stride
+    and dilation change places. Channels of a group are x's batch, and groups stay groups: XLA's own
+    transpose makes them groups of the batch, which took 100 times as long on a CPU.
+    """
+    padding = []
+    lengths = zip(x.shape[1:-1], g.shape[1:-1], window, strict=True)
+    for axis, (n, count, k) in enumerate(lengths):
+        before = how.padding[axis][0]
+        margin = (k - 1) * how.dilation[axis]
+        whole = _reach(count, how.stride[axis]) + margin
+        padding.append((before, whole - _reach(n, how.spread[axis]) - before))
+    back = Convolution(how.dilation, tuple(padding), how.stride, how.spread, how.groups)
+    last = x.ndim - 1
+    spatial = range(1, last)
+    kernel_axes = (last, 0, *spatial)  # the outputs, the batch, and what was spatial
+    out_axes = (last - 1, last, *range(last - 1))
+    if how.groups == 1:
+        axes = (last, 0, *spatial)
+        return _convolution(x, g, (axes, kernel_axes, out_axes), back, back.padding, 1)
+    batch, channels = x.shape[0], x.shape[-1]
+    grouped = x.reshape(*x.shape[:-1], how.groups, channels // how.groups)
+    grouped = jnp.moveaxis(grouped, 0, -2)  # *spatial, groups, B, C_in / groups
+    rows = grouped.reshape(*x.shape[1:-1], how.groups * batch, channels // how.groups)
+    axes = (last, last - 1, *range(last - 1))
+    return _convolution(rows, g, (axes, kernel_axes, out_axes), back, back.padding, how.groups)
+
+
+def _convolution(
+    x: jax.Array,
+    w: jax.Array,
+    axes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]],
+    how: Convolution,
+    padding: tuple[tuple[int, int], ...],
+    groups: int,
+) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        w,
+        window_strides=how.stride,
+        padding=padding,
+        lhs_dilation=how.spread,
+        rhs_dilation=how.dilation,
+        dimension_numbers=lax.ConvDimensionNumbers(*axes),
+        feature_group_count=groups,
+        preferred_element_type=at_least_float32(x.dtype),
+    )
+
+
+def check_convolution(
+    owner: str,
+    x: jax.Array,
+    w: jax.Array,
+    b: jax.Array | None,
+    *,
+    stride: tuple[int, ...] | None,
+    padding: Padding,
+    dilation: tuple[int, ...] | None,
+    groups: int,
+) -> Convolution:
+    """The convolution of these options; TypeError or ValueError where they do not fit x and w."""
+    check_arrays(owner, x, w, b, groups)
+    spatial, window = x.shape[1:-1], w.shape[:-2]
+    ones = (1,) * len(spatial)
+    stride, dilation = stride or ones, dilation or ones
+    check_per_axis(owner, "stride", stride, spatial)
+    check_per_axis(owner, "dilation", dilation, spatial)
+    extent = [_reach(k, d) for k, d in zip(window, dilation, strict=True)]
+    pairs = check_padding(owner, padding, spatial, extent, stride)
+    check_fit(owner, spatial, extent, pairs)
+    return Convolution(stride, pairs, dilation, ones, groups)
+
+
+def check_arrays(
+    owner: str, x: jax.Array, w: jax.Array, b: jax.Array | None, groups: int = 1
+) -> None:
+    """TypeError or ValueError where x, w, b and the groups of channels do not fit together."""
+    for name, array in {"x": x, "w": w, "b": b}.items():
+        if array is not None:
+            floating(owner, name, array)
+    check_spatial(owner, x)
+    if not isinstance(groups, int) or groups < 1 or x.shape[-1] % groups:
+        raise ValueError(
+            f"{owner}: groups must be a positive integer that divides C = {x.shape[-1]}, got "
+            f"{groups!r}. Channels are the last axis of x."
+        )
+    fits = w.ndim == x.ndim and w.shape[-2] == x.shape[-1] // groups
+    if not fits or w.shape[-1] % groups or not all(w.shape[:-2]):
+        raise ValueError(
+            f"{owner}: w must be (*window, {x.shape[-1] // groups}, C_out) with {x.ndim - 2} axes "
+            f"of window and C_out a multiple of groups = {groups}, got {w.shape} for x {x.shape}. "
+            "The window comes first and the outputs last."
+        )
+    if b is not None and b.shape != w.shape[-1:]:
+        raise ValueError(
+            f"{owner}: b must be (C_out,) = {w.shape[-1:]}, got {b.shape}. Give one bias per "
+            "output, or None."
+        )
+
+
+def biased(y: jax.Array, b: jax.Array | None) -> jax.Array:
+    return y if b is None else y + b.astype(y.dtype)
