@@ -1,4 +1,4 @@
-"""Linear maps: an affine map of the last axis."""
+"""Linear maps of the last axis: an affine map, and the one onto a vocabulary."""
 
 from math import prod
 from typing import NamedTuple
@@ -21,7 +21,7 @@ def linear_reference(x: jax.Array, w: jax.Array, b: jax.Array | None = None) -> 
     Forward    y = x @ w + b                                           (F1)
     Backward   dx = g @ w.T                                            (B1) from F1
                dw = x.T @ g                                            (B2) from F1
-               db = sum_rows(g)                                        (B3) from F1
+               db = sum_rows(g)                                       (B3) from F1
 
     Args:
         x: (..., n_in), floating.
@@ -62,12 +62,12 @@ def linear_forward(
 def linear_backward(res: LinearResiduals, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, w = res
     dx = matmul(g, w.T)  # B1
-    dw = matmul(_rows(x).T, _rows(g))  # B2
-    db = jnp.sum(_rows(up(g)), axis=0)  # B3
+    dw = matmul(rows(x).T, rows(g))  # B2
+    db = jnp.sum(rows(up(g)), axis=0)  # B3
     return dx, dw, db
 
 
-def _rows(x: jax.Array) -> jax.Array:
+def rows(x: jax.Array) -> jax.Array:
     """x as a matrix of rows: its leading axes are all batch."""
     return x.reshape(prod(x.shape[:-1]), x.shape[-1])
 
@@ -105,3 +105,79 @@ def linear_cases() -> list[Case]:
 
 
 linear = Rule(linear_reference, linear_forward, linear_backward, linear_cases, budget=0)
+
+
+def tied_unembedding_reference(h: jax.Array, table: jax.Array) -> jax.Array:
+    """Logits by the table that embeds the tokens: logits = h @ table.T.
+
+    Use it at the end of a language model whose embedding and last layer share their weights. Where
+    a loss follows at once, linear_cross_entropy on table.T holds no logits.
+
+    Scope      rows: h (B, D), table (V, D)
+    Forward    logits = h @ table.T                                    (F1)
+    Backward   dh = g @ table                                          (B1) from F1
+               dtable = g.T @ h                                        (B2) from F1
+
+    Args:
+        h: (..., D), floating.
+        table: (V, D), floating, a row for each token; taken in h's dtype.
+
+    Returns:
+        logits: (..., V), h's dtype.
+
+    Residuals: h and table (arguments).
+
+    Numerics: the products accumulate in float32 for lower precisions and are rounded once, to the
+        dtypes of logits, h and table.
+
+    Raises:
+        TypeError: where h or table is not floating.
+        ValueError: where the last axes of h and table are not the same.
+
+    Source: Press and Wolf (2017), Using the output embedding to improve language models, section 3.
+    """
+    floating("tied_unembedding", "h", h)
+    floating("tied_unembedding", "table", table)
+    if h.ndim < 1 or table.ndim != 2 or h.shape[-1] != table.shape[-1]:
+        raise ValueError(
+            f"tied_unembedding: h must be (..., D) and table (V, D), got h {h.shape} and table "
+            f"{table.shape}. Transpose a (D, V) matrix, or use linear."
+        )
+    return matmul(h, table.T).astype(h.dtype)  # F1
+
+
+class TiedUnembeddingResiduals(NamedTuple):
+    h: jax.Array
+    table: jax.Array
+
+
+def tied_unembedding_forward(
+    h: jax.Array, table: jax.Array
+) -> tuple[jax.Array, TiedUnembeddingResiduals]:
+    return tied_unembedding_reference(h, table), TiedUnembeddingResiduals(h, table)  # F1
+
+
+def tied_unembedding_backward(
+    res: TiedUnembeddingResiduals, g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    h, table = res
+    return matmul(g, table), matmul(rows(g).T, rows(h))  # B1, B2
+
+
+def tied_unembedding_cases() -> list[Case]:
+    h, table = normal(0, 5, 3), normal(1, 7, 3)
+    return [
+        Case("rows", (h, table)),
+        Case("more axes", (normal(2, 2, 1, 3), table), given={"h": h}),
+        Case("bfloat16 data", (h.astype(jnp.bfloat16), table)),
+        Case("no rows", (h[:0], table), edge=True),
+    ]
+
+
+tied_unembedding = Rule(
+    tied_unembedding_reference,
+    tied_unembedding_forward,
+    tied_unembedding_backward,
+    tied_unembedding_cases,
+    budget=0,
+)
