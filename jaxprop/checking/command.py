@@ -13,7 +13,7 @@ import jax
 
 from jaxprop.checking import conformance
 from jaxprop.checking.conformance import Row
-from jaxprop.checking.targets import Target, TargetError, targets
+from jaxprop.checking.targets import Target, TargetError, targets, with_reference
 
 if TYPE_CHECKING:
     from jaxprop.checking.options import Options
@@ -54,6 +54,8 @@ def _run(options: "Options", arguments: Sequence[str]) -> int:
         raise TargetError(f"--seed must be at least 0, got {options.seed}.")
     _ask_for_devices()
     chosen = targets(options.names)
+    if options.reference is not None:
+        chosen = with_reference(chosen, options.reference)
     if options.list:
         print("\n".join(target.name for target in chosen))
         return 0

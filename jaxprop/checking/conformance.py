@@ -108,8 +108,9 @@ def conform(target: Target, level: Level, dtypes: Sequence[str], seed: int) -> R
         seed: of every random number.
     """
     places = list(_places(target))
+    options = {"dtypes": dtypes, "seed": seed, "reference": target.reference}
     try:
-        report = _LEVELS[level](target, places, {"dtypes": dtypes, "seed": seed})
+        report = _LEVELS[level](target, places, options)
     except (TypeError, ValueError) as error:
         report = Report("", seed, (Finding("contract", "", "FAIL", message=str(error)),))
     count = len(target.arguments or target.cases)

@@ -25,6 +25,9 @@ class Options:
     needs arguments: package.module:function@package.module:make_args, where make_args() returns a
     tuple of arguments, or a list of such tuples. Of several, the first is checked at in full and
     the others as further shapes. Without names, the whole catalogue."""
+    reference: str | None = None
+    """package.module:function, a plain differentiable function of the same arguments to hold one
+    function of your own against. Without it: what the custom_vjp wraps, or finite differences."""
     dtype: tuple[Literal["float32", "bfloat16", "float16"], ...] = ()
     """In which the numerics are judged: all three unless told, with --level quick float32."""
     level: Level = "full"

@@ -4,7 +4,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
@@ -25,11 +25,13 @@ class Target:
 
     arguments: full sets of arguments, the first to be checked at in full; none for a rule that
         is checked at its own cases.
+    reference: what f is held against; None for what `jaxprop.check` finds.
     """
 
     name: str
     f: Callable[..., Any]
     arguments: tuple[tuple, ...] = ()
+    reference: Callable[..., Any] | None = None
 
     @property
     def cases(self) -> Sequence[Case]:
@@ -55,6 +57,22 @@ def targets(names: Sequence[str]) -> list[Target]:
         for target in _imported(name) if ":" in name else _of_the_catalogue(name):
             found.setdefault(target.name, target)
     return list(found.values())
+
+
+def with_reference(chosen: Sequence[Target], name: str) -> list[Target]:
+    """The one target, to be held against the function of that name.
+
+    Raises:
+        TargetError: where there are several targets, or the name stands for no function.
+    """
+    if len(chosen) != 1:
+        raise TargetError(
+            f"--reference must go with one function, got {len(chosen)}. Check them one by one."
+        )
+    reference = _attribute(name)
+    if not callable(reference):
+        raise TargetError(f"{name} must be callable, got {type(reference).__name__}.")
+    return [replace(chosen[0], reference=reference)]
 
 
 def _of_the_catalogue(glob: str) -> list[Target]:

@@ -109,7 +109,7 @@ def test_full_is_the_report_of_check(monkeypatch: pytest.MonkeyPatch) -> None:
     conform(Target("cube", theirs.cube), "full", IN_FLOAT32, seed=5)
     both = (theirs.vector(), theirs.vector_of_one())
     conform(Target("sine", theirs.sine, both), "full", IN_FLOAT32, seed=5)
-    assert asked[0] == (theirs.cube, 0, {"dtypes": IN_FLOAT32, "seed": 5})
+    assert asked[0] == (theirs.cube, 0, {"dtypes": IN_FLOAT32, "seed": 5, "reference": None})
     f, count, options = asked[1]
     assert (f, count, len(options["shapes"])) == (theirs.sine, 1, 1)
 
