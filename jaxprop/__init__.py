@@ -45,7 +45,7 @@ from jaxprop.rules.rnn import rnn
 from jaxprop.rules.robust_losses import huber, log_cosh, mean_absolute_error
 from jaxprop.rules.rotary import rotary
 from jaxprop.rules.self_gated import gelu, hard_silu, mish, relu_squared, silu
-from jaxprop.rules.softmax import softmax
+from jaxprop.rules.softmax import log_softmax, logsumexp, softmax
 from jaxprop.rules.surrogates import (
     clip_gradient,
     reverse_gradient,
@@ -115,6 +115,8 @@ __all__ = [
     "linear_token_log_probs",
     "log_cosh",
     "log_sigmoid",
+    "log_softmax",
+    "logsumexp",
     "lora_linear",
     "lstm",
     "max_pool",

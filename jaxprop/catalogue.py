@@ -34,7 +34,7 @@ from jaxprop.rules.rnn import rnn
 from jaxprop.rules.robust_losses import huber, log_cosh, mean_absolute_error
 from jaxprop.rules.rotary import rotary
 from jaxprop.rules.self_gated import gelu, hard_silu, mish, relu_squared, silu
-from jaxprop.rules.softmax import softmax
+from jaxprop.rules.softmax import log_softmax, logsumexp, softmax
 from jaxprop.rules.surrogates import (
     clip_gradient,
     reverse_gradient,
@@ -77,6 +77,8 @@ CATALOGUE: tuple[Rule, ...] = (
     relu_squared,
     # Normalisation to probabilities
     softmax,
+    log_softmax,
+    logsumexp,
     # Normalisation: of rows
     rms_norm,
     layer_norm,

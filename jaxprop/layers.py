@@ -60,8 +60,7 @@ def elementwise(activation: Rule) -> Layer:
         return activation.forward(x)
 
     def backward(res: Saved, g: jax.Array) -> tuple[None, jax.Array, None]:
-        (dx,) = activation.backward(res, g)
-        return None, dx, None
+        return None, activation.backward(res, g)[0], None
 
     def init(key: jax.Array, x_shape: Shape, dtype: Any = jnp.float32) -> PyTree:
         return {}
@@ -129,7 +128,7 @@ def dense(
         return h, DenseResiduals(affine, saved)
 
     def backward(res: DenseResiduals, g: jax.Array) -> tuple[PyTree, jax.Array, None]:
-        (da,) = activation.backward(res.activation, g)  # B1
+        da = activation.backward(res.activation, g)[0]  # B1
         dx, dw, db = linear.backward(res.affine, da)  # B2, B3, B4
         return _parameters(dw, db), dx, None
 

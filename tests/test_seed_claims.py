@@ -159,7 +159,7 @@ def test_N4_of_softmax_is_a_vector_jacobian_product() -> None:
     jacobian = np.diag(h[:, 0]) - h @ h.T
     y, saved = jaxprop.softmax.forward(jnp.asarray(a.T))
     assert_near(y, h.T)
-    (da,) = jaxprop.softmax.backward(saved, jnp.asarray(g.T))
+    da, _ = jaxprop.softmax.backward(saved, jnp.asarray(g.T))
     assert_near(da, (jacobian.T @ g).T)
     elementwise = g * np.diag(jacobian)[:, None]
     assert not np.allclose(elementwise.T, da)
