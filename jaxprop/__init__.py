@@ -11,6 +11,7 @@ from jaxprop.composition import chain
 from jaxprop.costs import Cost, cost, value_and_grad
 from jaxprop.derivation import derive
 from jaxprop.layers import Layer, dense, elementwise
+from jaxprop.reversible import reversible
 from jaxprop.rule import Case, Rule, automatic
 from jaxprop.rules.activations import identity, leaky_relu, relu, sigmoid, softplus, tanh
 from jaxprop.rules.activity import activity_l1, activity_l2
@@ -34,8 +35,8 @@ from jaxprop.rules.gru import gru
 from jaxprop.rules.layer_norm import layer_norm, rms_norm
 from jaxprop.rules.linear import linear, tied_unembedding
 from jaxprop.rules.linear_cross_entropy import linear_cross_entropy
-from jaxprop.rules.losses import mean_squared_error
 from jaxprop.rules.lora import lora_linear
+from jaxprop.rules.losses import mean_squared_error
 from jaxprop.rules.lstm import lstm
 from jaxprop.rules.penalties import elastic_net, l1, l2
 from jaxprop.rules.piecewise import hard_sigmoid, hard_tanh, prelu, relu6
@@ -55,6 +56,7 @@ from jaxprop.rules.surrogates import (
 )
 from jaxprop.rules.token_log_probs import linear_token_log_probs, token_log_probs
 from jaxprop.rules.weight_normalisation import l2_normalize, weight_norm, weight_standardize
+from jaxprop.structure import checkpointed, repeat, residual
 from jaxprop.tracing import Trace, trace
 
 __all__ = [
@@ -75,11 +77,12 @@ __all__ = [
     "avg_pool",
     "batch_norm",
     "batch_norm_eval",
+    "bilinear",
     "causal_depthwise_conv",
     "celu",
-    "bilinear",
     "chain",
     "check",
+    "checkpointed",
     "clip_gradient",
     "conv",
     "conv_transpose",
@@ -128,7 +131,10 @@ __all__ = [
     "relu",
     "relu6",
     "relu_squared",
+    "repeat",
+    "residual",
     "reverse_gradient",
+    "reversible",
     "rms_norm",
     "rnn",
     "rotary",

@@ -23,8 +23,8 @@ from jaxprop.rules.gru import gru
 from jaxprop.rules.layer_norm import layer_norm, rms_norm
 from jaxprop.rules.linear import linear, tied_unembedding
 from jaxprop.rules.linear_cross_entropy import linear_cross_entropy
-from jaxprop.rules.losses import mean_squared_error
 from jaxprop.rules.lora import lora_linear
+from jaxprop.rules.losses import mean_squared_error
 from jaxprop.rules.lstm import lstm
 from jaxprop.rules.penalties import elastic_net, l1, l2
 from jaxprop.rules.piecewise import hard_sigmoid, hard_tanh, prelu, relu6

@@ -132,23 +132,24 @@ def split(key: jax.Array | None, layers: Mapping[str, Layer]) -> list[jax.Array 
 def _named_layers(unnamed: tuple[Rule, ...], named: Mapping[str, Rule]) -> dict[str, Layer]:
     layers = {}
     for position, rule in enumerate(unnamed, start=1):
-        layer = _as_layer(rule, f"the argument at position {position}")
+        layer = as_layer("chain", rule, f"the argument at position {position}")
         layers[f"{layer.name}_{position}"] = layer
     for name, rule in named.items():
         if name in layers:
             raise ValueError(f"chain: two layers are called {name!r}. Give one another name.")
-        layers[name] = _as_layer(rule, name)
+        layers[name] = as_layer("chain", rule, name)
     if not layers:
         raise ValueError("chain: needs at least one layer, got none.")
     return layers
 
 
-def _as_layer(rule: Rule, place: str) -> Layer:
+def as_layer(owner: str, rule: Rule, place: str) -> Layer:
+    """A Layer as it is, a Rule of one array as a layer; TypeError where it is neither."""
     if isinstance(rule, Layer):
         return rule
     if not isinstance(rule, Rule):
         raise TypeError(
-            f"chain: {place} must be a Layer or a Rule of one array, got "
+            f"{owner}: {place} must be a Layer or a Rule of one array, got "
             f"{type(rule).__name__}. Give dense(...), chain(...) or a rule such as relu."
         )
     return elementwise(rule)

@@ -1,0 +1,226 @@
+"""Combinators that shape a deep network: a residual, a stack, a checkpoint."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxprop.array_types import vary, varying_axes
+from jaxprop.composition import add_cotangents, as_layer
+from jaxprop.installing import PyTree, Saved
+from jaxprop.layers import Layer, Shape
+from jaxprop.rule import Rule
+
+
+def residual(branch: Rule) -> Layer:
+    """Make a layer that adds what a branch computes to its input: y = x + f(x).
+
+    Use it around each block of a deep network, so that gradients reach every depth.
+
+    Args:
+        branch: a Layer, or a Rule of one array, whose output has x's shape and dtype.
+
+    Returns:
+        A Layer; params and parts are those of the branch, which gets the key as it is.
+
+    Residuals: those of the branch.
+
+    Raises:
+        TypeError: where the branch is neither a layer nor a rule of one array.
+        ValueError: when called, where its output has another shape or dtype than x.
+
+    Source: He et al. (2016), Deep residual learning for image recognition, equation 1.
+    """
+    layer = as_layer("residual", branch, "the branch")
+
+    def reference(params: PyTree, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        return x + like("residual", x, layer.reference(params, x, key))
+
+    def forward(params: PyTree, x: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Saved]:
+        h, saved = layer.forward(params, x, key)
+        return x + like("residual", x, h), saved
+
+    def backward(res: Saved, g: jax.Array) -> tuple[PyTree, jax.Array, None]:
+        dparams, dx, _ = layer.backward(res, g)
+        return dparams, add_cotangents(g, dx), None
+
+    reference.__name__ = "residual"
+    reference.__doc__ = f"x and what {layer.name} computes of it, added."
+    return Layer(reference, forward, backward, init=layer.init, layers=layer.layers)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RepeatResiduals:
+    """The residuals of every repetition, stacked, but for the leaves that are params.
+
+    whole: of one repetition, the tree of all residuals.
+    places: for each of its leaves, which leaf of params it is, or None where it is in stacked.
+    """
+
+    params: PyTree
+    stacked: list[jax.Array]
+    whole: Any = field(metadata={"static": True})
+    places: tuple[int | None, ...] = field(metadata={"static": True})
+
+
+def repeat(block: Rule, n: int) -> Layer:
+    """Make a stack of one layer n times, each with parameters of its own: one loop, compiled once.
+
+    Use it for the blocks of a transformer: time and size of the compilation do not grow with
+    depth. Around `checkpointed` it saves the blocks' inputs alone.
+
+    Args:
+        block: a Layer, or a Rule of one array, whose output has x's shape and dtype.
+        n: how often; positive.
+
+    Returns:
+        A Layer; params are those of the block, each leaf with a first axis of n. Given a key, the
+        repetition at position k (from 0) gets `jax.random.fold_in(key, k)`.
+
+    Residuals: those of every repetition, stacked. Parameters among them are not copied.
+
+    Raises:
+        TypeError: where the block is neither a layer nor a rule of one array.
+        ValueError: where n is not a positive integer; when called, where a leaf of params has not
+            n as its first axis, or the block's output has another shape or dtype than x.
+    """
+    layer = as_layer("repeat", block, "the block")
+    check_count("repeat", n)
+
+    def reference(params: PyTree, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        def step(h: jax.Array, at: tuple) -> tuple[jax.Array, None]:
+            return like("repeat", h, layer.reference(at[0], h, at[1])), None
+
+        check_stacked("repeat", params, n)
+        return lax.scan(step, carried(x, params), (params, keys_of(key, n)), length=n)[0]
+
+    def forward(
+        params: PyTree, x: jax.Array, key: jax.Array | None
+    ) -> tuple[jax.Array, RepeatResiduals]:
+        found: dict[str, Any] = {}
+
+        def step(h: jax.Array, at: tuple) -> tuple[jax.Array, list[jax.Array]]:
+            y, saved = layer.forward(at[0], h, at[1])
+            leaves, found["whole"] = jax.tree.flatten(saved)
+            numbers = {id(leaf): place for place, leaf in enumerate(jax.tree.leaves(at[0]))}
+            found["places"] = tuple(numbers.get(id(leaf)) for leaf in leaves)
+            own = [leaf for leaf in leaves if id(leaf) not in numbers]
+            return like("repeat", h, y), own
+
+        check_stacked("repeat", params, n)
+        y, stacked = lax.scan(step, carried(x, params), (params, keys_of(key, n)), length=n)
+        return y, RepeatResiduals(params, stacked, found["whole"], found["places"])
+
+    def backward(res: RepeatResiduals, g: jax.Array) -> tuple[PyTree, jax.Array, None]:
+        def step(g: jax.Array, at: tuple) -> tuple[jax.Array, PyTree]:
+            of_params, own = jax.tree.leaves(at[0]), iter(at[1])
+            leaves = [next(own) if p is None else of_params[p] for p in res.places]
+            dparams, dx, _ = layer.backward(res.whole.unflatten(leaves), g)
+            return jnp.zeroslike(g) if dx is None else dx, dparams
+
+        dx, dparams = lax.scan(step, g, (res.params, res.stacked), length=n, reverse=True)
+        return dparams, dx, None
+
+    reference.__name__ = "repeat"
+    reference.__doc__ = f"{layer.name}, {n} times, one after the other."
+    return Layer(reference, forward, backward, init=stacked_init(layer.init, n))
+
+
+class CheckpointedResiduals(NamedTuple):
+    params: PyTree
+    x: jax.Array
+    key: jax.Array | None
+
+
+def checkpointed(segment: Rule) -> Layer:
+    """Make a layer that saves its input alone, and runs its forward again in backward.
+
+    Use it on segments of a deep network whose residuals do not fit; it costs one more forward.
+
+    Args:
+        segment: a Layer, such as a chain, or a Rule of one array.
+
+    Returns:
+        A Layer; params and parts are those of the segment.
+
+    Residuals: the arguments.
+
+    Numerics: those of the segment. XLA does not see that the two forwards are the same and keep
+        the residuals of the first: the second reads its arguments past a barrier, with g.
+
+    Raises:
+        TypeError: where the segment is neither a layer nor a rule of one array.
+
+    Source: Chen et al. (2016), Training deep nets with sublinear memory cost.
+    """
+    layer = as_layer("checkpointed", segment, "the segment")
+
+    def reference(params: PyTree, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        return layer.reference(params, x, key)
+
+    def forward(
+        params: PyTree, x: jax.Array, key: jax.Array | None
+    ) -> tuple[jax.Array, CheckpointedResiduals]:
+        return layer.forward(params, x, key)[0], CheckpointedResiduals(params, x, key)
+
+    def backward(res: CheckpointedResiduals, g: jax.Array) -> tuple[PyTree, jax.Array | None, None]:
+        params, x, g = lax.optimization_barrier((res.params, res.x, g))
+        _, saved = layer.forward(params, x, res.key)
+        dparams, dx, _ = layer.backward(saved, g)
+        return dparams, dx, None
+
+    reference.__name__ = "checkpointed"
+    reference.__doc__ = f"{layer.name}, of which backward keeps the input alone."
+    return Layer(
+        reference,
+        forward,
+        backward,
+        init=layer.init,
+        layers=layer.layers,
+    )
+
+
+def keys_of(key: jax.Array | None, n: int) -> jax.Array | None:
+    """One key per repetition; that of a repetition depends on its position alone."""
+    if key is None:
+        return None
+    return jax.vmap(lambda k: jax.random.fold_in(key, k))(jnp.arange(n, dtype=jnp.uint32))
+
+
+def carried(x: jax.Array, params: PyTree) -> jax.Array:
+    """x, varying over the mesh axes on which params do: it is carried through them."""
+    return vary(x, frozenset().union(*map(varying_axes, jax.tree.leaves(params))))
+
+
+def stacked_init(init: Callable[..., PyTree], n: int) -> Callable[..., PyTree]:
+    def stacked(key: jax.Array, x_shape: Shape, dtype: Any = jnp.float32) -> PyTree:
+        return jax.vmap(lambda k: init(k, x_shape, dtype))(keys_of(key, n))
+
+    return stacked
+
+
+def like(owner: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    if y.shape != x.shape or y.dtype != x.dtype:
+        raise ValueError(
+            f"{owner}: the output must have x's shape and dtype, {x.shape} {x.dtype}, got "
+            f"{y.shape} {y.dtype}. End with a layer as wide as x."
+        )
+    return y
+
+
+def check_count(owner: str, n: int) -> None:
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"{owner}: n must be a positive integer, got {n!r}.")
+
+
+def check_stacked(owner: str, params: PyTree, n: int) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if leaf.shape[:1] != (n,):
+            raise ValueError(
+                f"{owner}: params{jax.tree_util.keystr(path)} must have a first axis of {n}, one "
+                f"for each repetition, got {leaf.shape}. Make params with init(key, x_shape)."
+            )
