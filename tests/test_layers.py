@@ -132,7 +132,7 @@ def test_dense_refuses_an_x_that_its_weights_do_not_fit() -> None:
         layer(params, jnp.ones((2, 5), jnp.float32))
 
 
-@pytest.mark.parametrize("rule", [jaxprop.relu, jaxprop.softmax, jaxprop.gelu])
+@pytest.mark.parametrize("rule", [jaxprop.relu, jaxprop.softmax, jaxprop.silu])
 def test_a_rule_of_one_array_as_a_layer_is_the_rule(rule: jaxprop.Rule) -> None:
     layer, x, key = jaxprop.elementwise(rule), normal(0, 4, 3), jax.random.key(0)
     assert layer.init(key, x.shape) == {}
@@ -142,6 +142,13 @@ def test_a_rule_of_one_array_as_a_layer_is_the_rule(rule: jaxprop.Rule) -> None:
     assert_near(layer.reference({}, x), rule.reference(x))
     assert_near(dx, rule.backward(rule.forward(x)[1], pattern(y))[0])
     assert (dparams, dkey) == (None, None)
+
+
+def test_an_activation_whose_options_are_not_fixed_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"^dense: .* a rule of one array, got gelu.* with bind"):
+        jaxprop.dense(4, jaxprop.gelu)
+    gelu = jaxprop.gelu.bind(approximate=True)
+    assert jaxprop.dense(4, gelu).init(jax.random.key(0), (2, 3))["w"].shape == (3, 4)
 
 
 def test_a_layer_is_called_after_what_it_does() -> None:

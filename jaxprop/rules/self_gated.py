@@ -63,7 +63,7 @@ def silu_backward(res: SiluResiduals, g: jax.Array) -> tuple[jax.Array]:
     return (p * g + p * (1 - p) * dp,)  # B2
 
 
-def gelu_reference(x: jax.Array, *, approximate: bool = True) -> jax.Array:
+def gelu_reference(x: jax.Array, *, approximate: bool) -> jax.Array:
     """Gate x by the normal distribution: y = x * P(Z < x), Z standard normal.
 
     Use it in transformer blocks. The approximation replaces erf(x / sqrt(2)) by tanh(u).
@@ -81,7 +81,8 @@ def gelu_reference(x: jax.Array, *, approximate: bool = True) -> jax.Array:
 
     Args:
         x: any shape, floating.
-        approximate: whether p is the approximation, (1 + tanh(u)) / 2, or exact.
+        approximate: whether p is the approximation, (1 + tanh(u)) / 2, or exact; there is no
+            default, as libraries differ in theirs.
 
     Returns:
         y: x's shape and dtype.

@@ -30,7 +30,7 @@ class Network:
     The width of the output layer follows from the data."""
     activations: tuple[str, ...] = ("relu",)
     """Activation of every hidden layer, or one for each.
-    relu, leaky_relu, sigmoid, tanh, softplus, silu, gelu or another rule of one array."""
+    relu, elu, tanh, silu, gelu_erf, gelu_tanh or another rule of one array."""
 
     def __post_init__(self) -> None:
         _check_choices(self)

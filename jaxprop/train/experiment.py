@@ -201,11 +201,12 @@ def _by_jax(J: Rule) -> ValueAndGrad:
 
 
 def _activation(name: str) -> Rule:
-    """A rule of one array that keeps its shape, by its public name."""
-    found = getattr(jaxprop, name, None)
-    if isinstance(found, Rule) and _keeps_shape(found):
-        return found
+    """A rule of one array that keeps its shape, by its public name; of gelu, by its form."""
     rules = {n: rule for n, rule in vars(jaxprop).items() if isinstance(rule, Rule)}
+    rules["gelu_erf"] = jaxprop.gelu.bind(approximate=False)
+    rules["gelu_tanh"] = jaxprop.gelu.bind(approximate=True)
+    if name in rules and _keeps_shape(rules[name]):
+        return rules[name]
     names = sorted(n for n, rule in rules.items() if _keeps_shape(rule))
     raise TrainingError(f"--activations must be among {', '.join(names)}, got {name!r}.")
 

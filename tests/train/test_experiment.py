@@ -39,6 +39,7 @@ def test_one_activation_serves_every_layer_or_each_has_its_own() -> None:
     for names, truth in (
         (("tanh",), (jnp.tanh, jnp.tanh)),
         (("sigmoid", "relu"), (jax.nn.sigmoid, jax.nn.relu)),
+        (("gelu_erf", "gelu_tanh"), (lambda a: jax.nn.gelu(a, approximate=False), jax.nn.gelu)),
     ):
         network = make_network(settings(activations=names), made_up())
         params = network.init(jax.random.key(0), (1, 5))
@@ -48,9 +49,11 @@ def test_one_activation_serves_every_layer_or_each_has_its_own() -> None:
         assert_near(network(params, x), h @ params["output"]["w"], reduced=6)
 
 
-@pytest.mark.parametrize("name", ["relo", "l2", "dense", "linear", "mean_squared_error", "Rule"])
+@pytest.mark.parametrize("name", ["relo", "l2", "dense", "gelu", "linear", "Rule"])
 def test_what_is_no_activation_is_refused_with_the_good_names(name: str) -> None:
-    with pytest.raises(TrainingError, match=r"--activations must be among .*relu, sigmoid"):
+    with pytest.raises(
+        TrainingError, match=r"--activations must be among .*gelu_erf, gelu_tanh, .*relu, .*sigmoid"
+    ):
         experiment(activations=(name,))
 
 
