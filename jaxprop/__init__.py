@@ -29,6 +29,7 @@ from jaxprop.rules.divergence import kl_divergence
 from jaxprop.rules.dropout import drop_path, dropout, gaussian_noise
 from jaxprop.rules.embedding import embedding
 from jaxprop.rules.exponential_units import celu, elu, log_sigmoid, selu
+from jaxprop.rules.gated import geglu, glu, reglu, swiglu
 from jaxprop.rules.global_pooling import global_avg_pool, global_max_pool
 from jaxprop.rules.group_norm import group_norm, instance_norm
 from jaxprop.rules.gru import gru
@@ -96,9 +97,11 @@ __all__ = [
     "elu",
     "embedding",
     "gaussian_noise",
+    "geglu",
     "gelu",
     "global_avg_pool",
     "global_max_pool",
+    "glu",
     "group_norm",
     "gru",
     "hard_sigmoid",
@@ -128,6 +131,7 @@ __all__ = [
     "mish",
     "prelu",
     "projection",
+    "reglu",
     "relu",
     "relu6",
     "relu_squared",
@@ -152,6 +156,7 @@ __all__ = [
     "squareplus",
     "straight_through_round",
     "straight_through_sign",
+    "swiglu",
     "tanh",
     "tied_unembedding",
     "token_log_probs",

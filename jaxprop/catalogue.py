@@ -17,6 +17,7 @@ from jaxprop.rules.divergence import kl_divergence
 from jaxprop.rules.dropout import drop_path, dropout, gaussian_noise
 from jaxprop.rules.embedding import embedding
 from jaxprop.rules.exponential_units import celu, elu, log_sigmoid, selu
+from jaxprop.rules.gated import geglu, glu, reglu, swiglu
 from jaxprop.rules.global_pooling import global_avg_pool, global_max_pool
 from jaxprop.rules.group_norm import group_norm, instance_norm
 from jaxprop.rules.gru import gru
@@ -75,6 +76,10 @@ CATALOGUE: tuple[Rule, ...] = (
     mish,
     gelu,
     relu_squared,
+    glu,
+    swiglu,
+    geglu,
+    reglu,
     # Normalisation to probabilities
     softmax,
     log_softmax,
