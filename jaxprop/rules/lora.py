@@ -91,7 +91,8 @@ def lora_linear_forward(
     bias: jax.Array | None,
 ) -> tuple[jax.Array, LoraLinearResiduals]:
     y = lora_linear_reference(x, w, a, b, scale, bias)  # F1, F2
-    return y, LoraLinearResiduals(x, w, a, b, scale)
+    # Backward reads w as a constant: without a second derivative in it either.
+    return y, LoraLinearResiduals(x, lax.stop_gradient(w), a, b, scale)
 
 
 def lora_linear_backward(
