@@ -41,8 +41,10 @@ from jaxprop.rules.losses import mean_squared_error
 from jaxprop.rules.lstm import lstm
 from jaxprop.rules.penalties import elastic_net, l1, l2
 from jaxprop.rules.piecewise import hard_sigmoid, hard_tanh, prelu, relu6
+from jaxprop.rules.pixel_shuffle import pixel_shuffle, pixel_unshuffle
 from jaxprop.rules.pooling import avg_pool, max_pool
 from jaxprop.rules.projection import projection
+from jaxprop.rules.resizing import resize_bilinear, resize_nearest
 from jaxprop.rules.rnn import rnn
 from jaxprop.rules.robust_losses import huber, log_cosh, mean_absolute_error
 from jaxprop.rules.rotary import rotary
@@ -129,6 +131,8 @@ __all__ = [
     "mean_absolute_error",
     "mean_squared_error",
     "mish",
+    "pixel_shuffle",
+    "pixel_unshuffle",
     "prelu",
     "projection",
     "reglu",
@@ -137,6 +141,8 @@ __all__ = [
     "relu_squared",
     "repeat",
     "residual",
+    "resize_bilinear",
+    "resize_nearest",
     "reverse_gradient",
     "reversible",
     "rms_norm",

@@ -29,8 +29,10 @@ from jaxprop.rules.losses import mean_squared_error
 from jaxprop.rules.lstm import lstm
 from jaxprop.rules.penalties import elastic_net, l1, l2
 from jaxprop.rules.piecewise import hard_sigmoid, hard_tanh, prelu, relu6
+from jaxprop.rules.pixel_shuffle import pixel_shuffle, pixel_unshuffle
 from jaxprop.rules.pooling import avg_pool, max_pool
 from jaxprop.rules.projection import projection
+from jaxprop.rules.resizing import resize_bilinear, resize_nearest
 from jaxprop.rules.rnn import rnn
 from jaxprop.rules.robust_losses import huber, log_cosh, mean_absolute_error
 from jaxprop.rules.rotary import rotary
@@ -107,6 +109,10 @@ CATALOGUE: tuple[Rule, ...] = (
     avg_pool,
     global_max_pool,
     global_avg_pool,
+    resize_nearest,
+    resize_bilinear,
+    pixel_shuffle,
+    pixel_unshuffle,
     # Recurrence over whole sequences
     rnn,
     lstm,

@@ -44,6 +44,9 @@ def convolution_entries(quick: bool) -> Iterator[tuple[str, Callable[[], Entry]]
         conv_transpose: {"": (batch, size // 4, size // 4, 64)},
         causal_depthwise_conv: {"": (batch // 2, 64 if quick else 512, 256)},
         embedding: {"": (batch, 64 if quick else 512, 256)},
+        resize_nearest: {"": (batch, size // 2, size // 2, 64)},
+        resize_bilinear: {"": (batch, size // 2, size // 2, 64)},
+        pixel_shuffle: {"": (batch, size // 2, size // 2, 64)},
         global_max_pool: {"": (batch, size, size, 64)},
         global_avg_pool: {"": (batch, size, size, 64)},
     }
@@ -173,6 +176,40 @@ def embedding(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
         "by hand": jaxprop.embedding,
     }
     return _entry(name, ways, tokens, _normal(dtype, (8192, shape[-1])))
+
+
+def resize_nearest(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
+    return _resize(name, jaxprop.resize_nearest, "nearest", dtype, shape)
+
+
+def resize_bilinear(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
+    return _resize(name, jaxprop.resize_bilinear, "linear", dtype, shape)
+
+
+def _resize(
+    name: str, rule: jaxprop.Rule, method: str, dtype: str, shape: tuple[int, ...]
+) -> Entry:
+    """To twice the resolution."""
+    batch, height, width, channels = shape
+    size = (2 * height, 2 * width)
+
+    def plain(x: jax.Array) -> jax.Array:
+        return jax.image.resize(x, (batch, *size, channels), method, antialias=False)
+
+    ways: dict[str, Way] = {"automatic": plain, "by hand": rule.bind(size=size)}
+    return _entry(name, ways, _normal(dtype, shape))
+
+
+def pixel_shuffle(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
+    def plain(x: jax.Array) -> jax.Array:
+        batch, height, width, channels = shape
+        split = x.reshape(batch, height, width, channels // 4, 2, 2)
+        pixels = jnp.transpose(split, (0, 1, 4, 2, 5, 3))
+        return pixels.reshape(batch, 2 * height, 2 * width, channels // 4)
+
+    by_hand = jaxprop.pixel_shuffle.bind(factor=2)
+    ways: dict[str, Way] = {"automatic": plain, "by hand": by_hand}
+    return _entry(name, ways, _normal(dtype, shape))
 
 
 # Of bfloat16 numbers many tie, and there jnp.max has another subgradient: it splits g.

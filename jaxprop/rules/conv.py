@@ -115,7 +115,7 @@ def conv_cases() -> list[Case]:
         "x": signals[:1, :, :3],
         "w": normal(7, 3, 3, 2),
         "b": b[:2],
-        "stride": (2,),
+        "stride": (3,),
         "padding": "VALID",
         "dilation": (2,),
         "groups": 1,
