@@ -1,5 +1,8 @@
 """Every wrong function must be found, by the right check, under the right name."""
 
+from collections.abc import Iterator
+
+import jax
 import pytest
 
 from jaxprop.checking import check
@@ -23,6 +26,14 @@ CASES = [
 ]
 
 
+@pytest.fixture
+def programs_dropped() -> Iterator[None]:
+    """Those of a mutant, a hundred or more, are run by nobody else."""
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.usefixtures("programs_dropped")
 @pytest.mark.parametrize("mutant", CASES)
 def test_a_mutant_is_found_and_named(mutant: Mutant) -> None:
     report = check(mutant.f, *mutant.args(), **mutant.options)
