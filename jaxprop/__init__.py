@@ -50,6 +50,7 @@ from jaxprop.rules.robust_losses import huber, log_cosh, mean_absolute_error
 from jaxprop.rules.rotary import rotary
 from jaxprop.rules.self_gated import gelu, hard_silu, mish, relu_squared, silu
 from jaxprop.rules.softmax import log_softmax, logsumexp, softmax
+from jaxprop.rules.structured_penalties import group_lasso, orthogonality
 from jaxprop.rules.surrogates import (
     clip_gradient,
     reverse_gradient,
@@ -104,6 +105,7 @@ __all__ = [
     "global_avg_pool",
     "global_max_pool",
     "glu",
+    "group_lasso",
     "group_norm",
     "gru",
     "hard_sigmoid",
@@ -131,6 +133,7 @@ __all__ = [
     "mean_absolute_error",
     "mean_squared_error",
     "mish",
+    "orthogonality",
     "pixel_shuffle",
     "pixel_unshuffle",
     "prelu",

@@ -38,6 +38,7 @@ from jaxprop.rules.robust_losses import huber, log_cosh, mean_absolute_error
 from jaxprop.rules.rotary import rotary
 from jaxprop.rules.self_gated import gelu, hard_silu, mish, relu_squared, silu
 from jaxprop.rules.softmax import log_softmax, logsumexp, softmax
+from jaxprop.rules.structured_penalties import group_lasso, orthogonality
 from jaxprop.rules.surrogates import (
     clip_gradient,
     reverse_gradient,
@@ -146,6 +147,8 @@ CATALOGUE: tuple[Rule, ...] = (
     l2,
     l1,
     elastic_net,
+    group_lasso,
+    orthogonality,
     activity_l2,
     activity_l1,
 )

@@ -97,6 +97,10 @@ HARMLESS = {
         "slip is found and B2 not named",
         {"g / rows(logits)"},
     ),
+    ("orthogonality", "B2"): (
+        "gram, and dgram with it, is symmetric",
+        {"2 * (w @ dgram.T) - 4 * g * w"},
+    ),
     ("attention", "F4"): (
         "p = e / sum(e): a positive factor of e cancels; B5 holds for any",
         {"2 * where(mask, exp(z), 0)", "where(mask, exp(z), 0) / 2"},
