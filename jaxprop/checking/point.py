@@ -29,6 +29,9 @@ ONE_BY_ONE = 16
 # Rounding errors are a multiple of what rounding the inputs alone would do.
 ROUNDINGS = 6
 MULTIPLE = 8.0
+# A change beyond this share of the largest value is looked into once more, with a wider step.
+LARGE = 1e-3
+WIDER = 64
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,27 @@ class Point:
         return [np.asarray(x, np.float64) for x in floats(self.args)]
 
     def noise(self, eps: float) -> Answer:
-        """What rounding the arguments and g to eps changes in value and cotangents."""
+        """What rounding the arguments and g to eps changes in value and cotangents.
+
+        A jump is no rounding: at a kink the change is as large for a wider step, and then it is
+        left to those who look into kinks.
+        """
         if self.plan.truth is None:
             return Answer(_zeros(self.expected.values), _zeros(self.expected.cotangents))
+        with jax.enable_x64(True):
+            worst = self._change(eps)
+            large = [w > LARGE * largest(e) for w, e in zip(worst, self._flat, strict=True)]
+            if any(map(np.any, large)):
+                triples = zip(worst, self._change(WIDER * eps), large, strict=True)
+                worst = [np.where(big & (wide < 2 * w), 0, w) for w, wide, big in triples]
+            own = self._own_rounding()
+        count = len(self.expected.values)
+        return Answer(
+            worst[:count], [np.fmax(w, d) for w, d in zip(worst[count:], own, strict=True)]
+        )
+
+    def _change(self, eps: float) -> list[np.ndarray]:
+        """The largest change of each value and cotangent, the arguments and g moved by eps."""
         random = np.random.default_rng(self.plan.seed)
 
         def rounded(x: Any) -> Any:
@@ -61,17 +82,12 @@ class Point:
             return on_device(np.asarray(x, np.float64) * factor, np.float64)
 
         worst = _zeros(self._flat)
-        with jax.enable_x64(True):
-            for _ in range(ROUNDINGS):
-                args = jax.tree.map(rounded, self.args)
-                moved = self.plan.expected(self.s, args, [rounded(x) for x in self.g])
-                pairs = zip((*moved.values, *moved.cotangents), self._flat, worst, strict=True)
-                worst = [np.fmax(w, np.abs(a - b)) for a, b, w in pairs]
-            own = self._own_rounding()
-        count = len(self.expected.values)
-        return Answer(
-            worst[:count], [np.fmax(w, d) for w, d in zip(worst[count:], own, strict=True)]
-        )
+        for _ in range(ROUNDINGS):
+            args = jax.tree.map(rounded, self.args)
+            moved = self.plan.expected(self.s, args, [rounded(x) for x in self.g])
+            pairs = zip((*moved.values, *moved.cotangents), self._flat, worst, strict=True)
+            worst = [np.fmax(w, np.abs(a - b)) for a, b, w in pairs]
+        return worst
 
     def _own_rounding(self) -> list[np.ndarray]:
         """What the truth rounds by itself, where its terms cancel: it should be linear in g."""
