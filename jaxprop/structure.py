@@ -120,7 +120,7 @@ def repeat(block: Rule, n: int) -> Layer:
             of_params, own = jax.tree.leaves(at[0]), iter(at[1])
             leaves = [next(own) if p is None else of_params[p] for p in res.places]
             dparams, dx, _ = layer.backward(res.whole.unflatten(leaves), g)
-            return jnp.zeroslike(g) if dx is None else dx, dparams
+            return jnp.zeros_like(g) if dx is None else dx, dparams
 
         dx, dparams = lax.scan(step, g, (res.params, res.stacked), length=n, reverse=True)
         return dparams, dx, None

@@ -160,6 +160,32 @@ def test_a_key_reaches_the_layers_and_backward_sees_the_same_noise(name: str) ->
     assert not np.allclose(truth[0], without)
 
 
+def blocking() -> Layer:
+    """A layer that hands no gradient on."""
+
+    def blocking(params: Any, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        return jax.lax.stop_gradient(x)
+
+    return Layer(
+        blocking,
+        lambda params, x, key: (x, ()),
+        lambda res, g: (None, None, None),
+        init=lambda key, x_shape, dtype=None: {},
+    )
+
+
+def test_a_layer_that_hands_no_gradient_on_has_the_gradient_0() -> None:
+    x = jnp.asarray(X)
+    nothing = jnp.zeros_like(x)
+    for network, dx in {
+        jaxprop.residual(blocking()): pattern(x),
+        jaxprop.repeat(blocking(), DEPTH): nothing,
+        jaxprop.reversible(blocking(), blocking(), DEPTH): pattern(x),
+    }.items():
+        _, (_, found) = by_hand(network, parameters(network), x)
+        assert_near(found, dx)
+
+
 def test_each_repetition_has_a_key_of_its_own_that_its_position_gives() -> None:
     key, x = jax.random.key(3), jnp.asarray(X)
     truth = x

@@ -111,8 +111,8 @@ def _weights(shape: Shape, gates: int) -> tuple[jax.Array, jax.Array, jax.Array]
 
 def _entry(name: str, ways: Mapping[str, Way], args: tuple[jax.Array, ...]) -> Entry:
     """The outputs and every cotangent, each way, against the first way in float64."""
-    outputs, tree = jax.tree.flatten(jax.eval_shape(ways["scan"], *args))
-    g = tree.unflatten([normal(4, *y.shape).astype(y.dtype) for y in outputs])
+    outputs = jax.eval_shape(ways["scan"], *args)
+    g = jax.tree.map(lambda y: normal(4, *y.shape).astype(y.dtype), outputs)
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: x.astype(jnp.float64), (args, g))
         truth = jax.tree.map(np.asarray, jax.jit(partial(_both, ways["scan"]))(*wide))

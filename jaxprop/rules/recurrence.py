@@ -118,6 +118,7 @@ def _varying(tree: Any) -> frozenset[str]:
     return frozenset().union(*map(varying_axes, jax.tree.leaves(tree)))
 
 
+@partial(jax.jit, static_argnames="cell")  # or each call outside of jit would compile its loop
 def by_steps(cell: Cell, s: Sequence) -> tuple[jax.Array, State]:
     """(hs, the last state) as the recurrence says: one step after the other."""
     x, live = s.steps(0, s.x.shape[1])
@@ -137,7 +138,7 @@ def _where(live: jax.Array, new: State, old: State) -> State:
     return tuple(jnp.where(live, a, b) for a, b in zip(new, old, strict=True))
 
 
-@partial(jax.jit, static_argnames=("cell", "block"))  # or each call outside of jit would compile
+@partial(jax.jit, static_argnames=("cell", "block"))
 def forward_in_blocks(cell: Cell, block: int | None, s: Sequence) -> tuple[jax.Array, State, list]:
     """(hs, the last state, and what is in the state besides h before each block)."""
 
@@ -148,10 +149,11 @@ def forward_in_blocks(cell: Cell, block: int | None, s: Sequence) -> tuple[jax.A
         new, found = lax.scan(partial(_step, cell, s.weights), state, now)
         return (new, _set_steps(hs, found, start)), state[1:]
 
+    batch, length, _ = s.x.shape
     h = s.state[0]
-    hs = jnp.broadcast_to(jnp.zeros_like(h)[:, None], (*s.x.shape[:2], h.shape[-1]))
+    hs = jnp.broadcast_to(jnp.zeros_like(h)[:, None], (batch, length, h.shape[-1]))
     carry, kept = (s.state, hs), []
-    n, size, rest = blocks(*s.x.shape[:2], block)
+    n, size, rest = blocks(batch, length, block)
     if n:
         starts = size * jnp.arange(n, dtype=jnp.int32)
         carry, others = lax.scan(lambda carry, start: run(carry, start, size), carry, starts)
@@ -215,7 +217,8 @@ def backward_in_blocks(
         starts = size * jnp.arange(n, dtype=jnp.int32)
 
         def step(carry: tuple, at: tuple) -> tuple[tuple, None]:
-            return run(carry, *at, size), None
+            start, others = at
+            return run(carry, start, others, size), None
 
         carry, _ = lax.scan(step, carry, (starts, kept[0]), reverse=True)
     return carry
