@@ -99,8 +99,8 @@ def squareplus_reference(x: jax.Array, *, b: float = 4.0) -> jax.Array:
     u = up(x) / sqrt(b)
     near = jnp.where(jnp.abs(u) < SQUAREPLUS_LIMIT, u, 0)
     r = jnp.sqrt(near * near + 1)  # F1
-    below = jnp.where(near > 0, 0, near)
-    bent = jnp.where(near > 0, near + r, 1 / (r - below))
+    larger = r + jnp.where(near > 0, near, -near)
+    bent = jnp.where(near > 0, larger, 1 / larger)
     y = jnp.where(u >= SQUAREPLUS_LIMIT, 2 * u, jnp.where(u <= -SQUAREPLUS_LIMIT, 0, bent))
     return jnp.where(jnp.isnan(u), u, y * (sqrt(b) / 2)).astype(x.dtype)  # F2
 

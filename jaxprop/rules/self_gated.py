@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxprop.precision import floating, up
 from jaxprop.rule import Case, Rule
@@ -57,7 +58,7 @@ def silu_forward(x: jax.Array) -> tuple[jax.Array, SiluResiduals]:
 
 
 def silu_backward(res: SiluResiduals, g: jax.Array) -> tuple[jax.Array]:
-    x, g = _clipped(up(res.x)), up(g)
+    x, g = _again(res.x), up(g)
     p = jax.nn.sigmoid(x)  # F1, recomputed
     dp = x * g  # B1
     return (p * g + p * (1 - p) * dp,)  # B2
@@ -113,7 +114,7 @@ def gelu_forward(x: jax.Array, *, approximate: bool) -> tuple[jax.Array, GeluRes
 
 
 def gelu_backward(res: GeluResiduals, g: jax.Array) -> tuple[jax.Array]:
-    x, g = _clipped(up(res.x)), up(g)
+    x, g = _again(res.x), up(g)
     p = _normal(x, res.approximate)  # F1, F2, recomputed
     dp = x * g  # B1
     if res.approximate:
@@ -161,7 +162,7 @@ def mish_forward(x: jax.Array) -> tuple[jax.Array, SiluResiduals]:
 
 
 def mish_backward(res: SiluResiduals, g: jax.Array) -> tuple[jax.Array]:
-    x, g = _clipped(up(res.x)), up(g)
+    x, g = _again(res.x), up(g)
     s = jnp.logaddexp(x, 0.0)  # F1, recomputed
     p = jnp.tanh(s)  # F2, recomputed
     ds = (1 - p) * (1 + p) * x * g  # B1, B2
@@ -204,7 +205,7 @@ def hard_silu_forward(x: jax.Array) -> tuple[jax.Array, SiluResiduals]:
 
 
 def hard_silu_backward(res: SiluResiduals, g: jax.Array) -> tuple[jax.Array]:
-    x, g = _clipped(up(res.x)), up(g)
+    x, g = _again(res.x), up(g)
     dp = x * g  # B1
     return (hard_gate(x) * g + jnp.where(jnp.abs(x) >= 3, 0, dp / 6),)  # B2
 
@@ -259,6 +260,14 @@ def _normal(x: jax.Array, approximate: bool) -> jax.Array:
 
 def _clipped(x: jax.Array) -> jax.Array:
     return jnp.clip(x, -LIMIT, LIMIT)
+
+
+def _again(x: jax.Array) -> jax.Array:
+    """x to compute with once more; XLA must not know it for what forward read.
+
+    Else it computes the gate once and keeps it from forward to backward, in float32.
+    """
+    return _clipped(up(lax.optimization_barrier(x)))
 
 
 def _with_limits(gated: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
