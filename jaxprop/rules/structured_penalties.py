@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxprop.installing import PyTree
 from jaxprop.precision import up
 from jaxprop.rule import Case, Rule
-from jaxprop.rules.penalties import Filter, PenaltyResiduals, select, times, total
+from jaxprop.rules.penalties import Filter, PenaltyResiduals, magnitude, select, times, total
 from jaxprop.samples import normal
 
 GROUPS = ("column", "row", "leaf")
@@ -69,6 +69,8 @@ def _group_lasso(selected: PyTree, groups: str) -> jax.Array:
 def _lengths(w: jax.Array, groups: str) -> jax.Array:
     """The length of each group, in axes that broadcast against w; 0 has the derivative 0."""
     axes = {"column": range(w.ndim - 1), "row": range(1, w.ndim), "leaf": range(w.ndim)}[groups]
+    if all(w.shape[axis] == 1 for axis in axes):
+        return magnitude(w)  # F1, of groups of one entry
     square = jnp.sum(w * w, axis=tuple(axes), keepdims=True)
     counts = square > 0
     return jnp.where(counts, jnp.sqrt(jnp.where(counts, square, 1)), square)  # F1; nan stays nan
@@ -91,6 +93,8 @@ def group_lasso_forward(
 def group_lasso_backward(res: GroupLassoResiduals, g: jax.Array) -> tuple[PyTree]:
     def of_leaf(w: jax.Array) -> jax.Array:
         norm = _lengths(up(w), res.groups)  # F1, recomputed
+        if norm.shape == w.shape:  # each entry is a group, and the direction is its sign
+            return times(g, jnp.sign(w))  # B1
         return times(g, up(w) / jnp.where(norm == 0, jnp.inf, norm))  # B1
 
     return (jax.tree.map(of_leaf, res.selected),)
