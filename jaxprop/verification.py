@@ -140,7 +140,7 @@ def _cotangents(
     args, options = _arguments(rule, case)
     y, saved = rule.forward(*args, **options)
     leaves = [values[g] for g in lines.outputs.values()]
-    cotangents = rule.backward(saved, jax.tree.structure(y).unflatten(leaves))
+    cotangents = rule.backward(saved, jax.tree.unflatten(jax.tree.structure(y), leaves))
     pairs = zip(rule.argument_names, cotangents, strict=True)
     return {name: cotangent for name, cotangent in pairs if cotangent is not None}
 

@@ -61,7 +61,9 @@ def dropout_forward(
 
 
 def dropout_backward(res: DropoutResiduals, g: jax.Array) -> tuple[jax.Array, None, None]:
-    return g if res.key is None else _thinned(g, *res, g.shape), None, None  # B1
+    rate, key = res
+    dx = g if key is None else _thinned(g, rate, key, g.shape)  # B1
+    return dx, None, None
 
 
 def drop_path_reference(x: jax.Array, rate: jax.Array, key: jax.Array | None) -> jax.Array:
@@ -108,7 +110,9 @@ def drop_path_forward(
 
 
 def drop_path_backward(res: DropoutResiduals, g: jax.Array) -> tuple[jax.Array, None, None]:
-    return g if res.key is None else _thinned(g, *res, _examples(g)), None, None  # B1
+    rate, key = res
+    dx = g if key is None else _thinned(g, rate, key, _examples(g))  # B1
+    return dx, None, None
 
 
 def gaussian_noise_reference(x: jax.Array, scale: jax.Array, key: jax.Array | None) -> jax.Array:
