@@ -31,7 +31,7 @@ def contract(s: Subject, plan: Plan) -> Iterator[Finding]:
         given = transform == "as given"
         with jax.enable_x64(transform == "float64"):
             for finding in _types(s, args(), plan, transform, given):
-                yield _promised(s, args(), finding) if MIXED in transform else finding
+                yield finding if given else _promised(s, args(), finding, MIXED in transform)
     yield from _integer_arguments(s)
     yield from _dropped_outputs(s, plan)
 
@@ -51,10 +51,15 @@ def _in_each_dtype(s: Subject, plan: Plan) -> dict[str, Callable[[], tuple]]:
     return ways
 
 
-def _promised(s: Subject, args: tuple[PyTree, ...], finding: Finding) -> Finding:
-    """No fault but a note, where mixed dtypes run by implicit promotion: no one promised them."""
+def _promised(s: Subject, args: tuple[PyTree, ...], finding: Finding, mixed: bool) -> Finding:
+    """No fault but a note, where f runs in these dtypes by implicit promotion: none promised them.
+
+    Mixed ones may not meet before the backward, so it must do without, too.
+    """
     with jax.numpy_dtype_promotion("strict"):
-        meant = raised(lambda: jax.eval_shape(s.call, *args)) is None
+        meant = raised(lambda: jax.eval_shape(s.call, *args)) is None and not (
+            mixed and raised(lambda: _gradient_types(s, args))
+        )
     if meant or finding.verdict not in ("WARN", "FAIL"):
         return finding
     message = f"{finding.transform}, {finding.argument}: {finding.message}; {IMPLICIT}"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprop.checking.domains import ascends, has_both_signs, has_structure, is_fixed, is_unit
-from jaxprop.checking.judging import brief, judge, raised
+from jaxprop.checking.judging import AT_LIMIT, brief, judge, raised
 from jaxprop.checking.numerics import in_one_dtype
 from jaxprop.checking.plan import Plan
 from jaxprop.checking.point import Point
@@ -79,8 +79,10 @@ def edges(s: Subject, plan: Plan) -> Iterator[Finding]:
         yield Finding(CHECK, "", "SKIP", message=message)
     made = () if plan.precision.loops else (*_at_edges(s), *_at_other_edges(s))
     for transform, here in made:
-        yield from _softened(s, here, _exact(here, plan, transform))
-        if plan.truth is not None and jnp.float32 in plan.dtypes:
+        exact = list(_exact(here, plan, transform))
+        yield from _softened(s, here, iter(exact))
+        known = all(finding.message != AT_LIMIT for finding in exact)
+        if known and plan.truth is not None and jnp.float32 in plan.dtypes:
             found = in_one_dtype(
                 here, plan, jnp.float32, CHECK, f"{transform}, float32", extreme=True
             )

@@ -31,6 +31,8 @@ ROUNDINGS = 6
 MULTIPLE = 8.0
 # A change beyond this share of the largest value is looked into once more, with a wider step.
 LARGE = 1e-3
+# As good as infinite, and its square is still a number.
+FAR = 1e30
 WIDER = 64
 
 
@@ -98,6 +100,20 @@ class Point:
     @property
     def _flat(self) -> list[np.ndarray]:
         return [*self.expected.values, *self.expected.cotangents]
+
+    @property
+    def infinite(self) -> bool:
+        return any(np.isinf(x).any() for x in self.leaves)
+
+    def is_limit(self, leaf: int, d: Difference, tolerance: float) -> np.ndarray:
+        """Which elements are what the true gradient tends to where infinite entries grow."""
+        with jax.enable_x64(True):
+            args = jax.tree.map(
+                lambda x: on_device(np.clip(x, -FAR, FAR), np.float64) if is_float(x) else x,
+                in_dtype(self.args, jnp.float64),
+            )
+            limit = self.plan.expected(self.s, args, self.g).cotangents[leaf]
+        return np.abs(d.got - limit) <= tolerance * d.scale
 
     def at_kinks(self, leaf: int, d: Difference, slack: float, near: float = NEAR) -> np.ndarray:
         """Which wrong elements are another subgradient of a kink, as a mask: all or none.
