@@ -193,6 +193,7 @@ def test_J_its_cotangents_and_value_and_grad_are_those_of_plain_jax(
     assert_near(through_jax, (J_true, grads[0]), reduced=100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["number", "array", "NumPy", "dict of numbers", "dict of arrays"])
 def test_a_strength_may_be_a_number_an_array_or_a_dict(form: str) -> None:
     args = batch()
@@ -232,6 +233,7 @@ def test_the_cotangent_of_each_strength_is_its_omega(reading: str) -> None:
         assert_near(quickly(dstrength)(params, x, y, strength), expected, reduced=100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reading", READINGS)
 def test_a_sweep_of_the_strength_by_vmap_is_the_loop(reading: str) -> None:
     args = batch()
@@ -244,6 +246,7 @@ def test_a_sweep_of_the_strength_by_vmap_is_the_loop(reading: str) -> None:
         assert_near(jax.tree.map(lambda leaf, i=i: leaf[i], swept), alone, reduced=100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strengths", [(0.3, 0.2, 0.1), (1, 2, 3)])
 def test_annealing_the_strength_compiles_once(strengths: tuple) -> None:
     args = batch()
@@ -425,6 +428,7 @@ def test_the_key_reaches_the_network() -> None:
     assert_near(J({"noise": {}}, x, y), jnp.mean((x - y) ** 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "reading"),
     [
@@ -578,12 +582,15 @@ def test_what_the_loss_takes_after_y_hat_may_be_given_by_name() -> None:
         lse = jax.nn.logsumexp(logits, axis=-1)
         return jnp.mean(-jnp.sum(soft * log_p, axis=-1) + 0.01 * lse * lse)
 
-    expected = jax.grad(plain, (0, 1))(params, y["label_smoothing"])
-    value, saved = J.forward(params, x, y)
-    dparams, _, dy, _, _ = J.backward(saved, jnp.ones(()))
-    assert_near(value, plain(params, y["label_smoothing"]), reduced=12)
-    assert_near((dparams, dy["label_smoothing"]), expected, reduced=12)
-    assert dy["labels"] is None
+    @quickly
+    def both(params: Any, y: dict[str, jax.Array]) -> tuple:
+        value, saved = J.forward(params, x, y)
+        dparams, _, dy, _, _ = J.backward(saved, jnp.ones(()))
+        assert dy.pop("labels") is None
+        truth = jax.value_and_grad(plain, (0, 1))(params, y["label_smoothing"])
+        return (value, (dparams, dy["label_smoothing"])), truth
+
+    assert_near(*both(params, y), reduced=12)
 
 
 def test_a_name_that_the_loss_does_not_know_is_refused() -> None:

@@ -25,6 +25,7 @@ def run(text: str, name: str) -> dict:
     return namespace
 
 
+@pytest.mark.slow
 def test_the_readmes_examples_run_in_order(capsys: pytest.CaptureFixture[str]) -> None:
     run(README, "README.md")
     printed = capsys.readouterr().out

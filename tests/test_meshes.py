@@ -111,6 +111,7 @@ def small(name: str) -> tuple[Callable, tuple, tuple]:
     }[name]
 
 
+@pytest.mark.slow
 @CHECKS
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.usefixtures("x64")

@@ -175,6 +175,7 @@ def small_subject(name: str) -> tuple[Callable, tuple]:
     }[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_small_rules(name: str) -> None:
     rule, args = small_subject(name)

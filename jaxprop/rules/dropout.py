@@ -258,15 +258,21 @@ def _edges(x: jax.Array, key: jax.Array) -> list[Case]:
 
 def gaussian_noise_cases() -> list[Case]:
     x, scale, key = _arguments()
-    given = {"noise": _normal(key, x)}
+    given = {"noise": _noise(key, x)}
     return [
         Case("matrix", (x, scale, key), given=given),
         Case("evaluation", (x, scale, None), given={"noise": jnp.zeros_like(x)}),
         Case("bfloat16", (x.astype(jnp.bfloat16), scale, key), given=given),
-        Case("scalar", (x[0, 0], scale, key), given={"noise": _normal(key, x[0, 0])}),
+        Case("scalar", (x[0, 0], scale, key), given={"noise": _noise(key, x[0, 0])}),
         Case("no noise", (x, jnp.float32(0.0), key), edge=True),
         Case("empty", (x[:0], scale, key), edge=True),
     ]
+
+
+def _noise(key: jax.Array, x: jax.Array) -> jax.Array:
+    """The noise in float64, as the derivation is evaluated."""
+    with jax.enable_x64(True):
+        return _normal(key, x.astype(jnp.float64))
 
 
 def _arguments() -> tuple[jax.Array, jax.Array, jax.Array]:

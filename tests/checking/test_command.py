@@ -117,6 +117,7 @@ def test_a_module_that_cannot_be_imported_is_one_line(
     assert says in failure(capsys, "broken_module:f")
 
 
+@pytest.mark.slow
 def test_a_function_is_held_against_the_reference_that_is_given(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

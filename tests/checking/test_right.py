@@ -23,9 +23,7 @@ SEEDED = ("algebra", "linearity", "numerics", "edges")
 # Those that take a second or two run by default.
 QUICK = {
     "relu: a half at zero",
-    "maximum: ties to x",
     "a mask whose zero is meant",
-    "gradient reversal",
 }
 
 

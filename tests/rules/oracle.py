@@ -40,7 +40,8 @@ def by_options(rule: Rule) -> list[Case]:
     """The first ordinary case for each setting of the options and each kind of argument."""
     first: dict[tuple, Case] = {}
     for case in rule.cases():
-        kinds = frozenset(jnp.asarray(leaf).dtype.kind for leaf in jax.tree.leaves(case.args))
+        dtypes = [jnp.asarray(leaf).dtype for leaf in jax.tree.leaves(case.args)]
+        kinds = frozenset(getattr(dtype, "kind", str(dtype)) for dtype in dtypes)  # a key has none
         if not case.edge:
             first.setdefault((repr(dict(case.options)), kinds), case)
     return list(first.values())

@@ -73,6 +73,7 @@ JAX_WAYS: dict[str, tuple[list, dict, dict]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("args", "options", "theirs"), JAX_WAYS.values(), ids=JAX_WAYS)
 def test_is_attention_in_jax(args: list, options: dict, theirs: dict) -> None:
     peer = in_jax(**theirs)

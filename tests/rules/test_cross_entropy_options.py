@@ -164,6 +164,7 @@ def test_nothing_that_counts_gives_0_and_gradients_of_0(reduction: str, way: str
     assert np.all(np.isfinite(dw))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("label", [-1, 7])
 def test_what_is_not_finite_in_an_ignored_example_harms_nothing(bad: float, label: int) -> None:

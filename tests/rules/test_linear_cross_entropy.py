@@ -85,6 +85,7 @@ def test_what_is_saved_is_what_the_docstring_says(variant: str) -> None:
     assert kept(rule.reference, args).bytes >= 4 * n * vocabulary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("vocabulary", [8192, 50304])
 def test_temporaries_are_a_fifteenth_of_those_of_whole_logits(
@@ -165,6 +166,7 @@ def test_a_vocabulary_of_131072_in_bfloat16(variant: str) -> None:
     assert_near(dw, dw_true, reduced=17)
 
 
+@pytest.mark.slow
 def test_on_explicit_axes_the_error_says_to_use_auto_axes_and_there_it_works() -> None:
     h, w, labels = arguments(8, 3, 13)
     rule = linear_cross_entropy.bind(block=2)

@@ -61,6 +61,7 @@ def test_blocks_cover_every_step_once_and_are_as_even_as_can_be() -> None:
     assert blocks(1, 64, None) == (4, 16, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ONE_BY_DEFAULT, ids=ids)
 @pytest.mark.parametrize(
     "steps",

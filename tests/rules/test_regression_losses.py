@@ -49,6 +49,7 @@ def test_is_the_loss_of_optax(rule: Rule, reduction: str) -> None:
     assert_agrees_with_jax(rule, peer, args, reduced=12, reduction=reduction)
 
 
+@pytest.mark.slow
 @pytest.mark.peers
 @pytest.mark.parametrize("reduction", REDUCE)
 @pytest.mark.usefixtures("x64")

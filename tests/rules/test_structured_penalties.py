@@ -34,6 +34,7 @@ NORMS: dict[str, Callable] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "groups", ["column", *(pytest.param(g, marks=pytest.mark.slow) for g in ("row", "leaf"))]
 )
@@ -64,6 +65,7 @@ def test_the_entries_of_a_vector_are_groups_by_column_and_by_row() -> None:
     assert float(group_lasso(b, groups="leaf")) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [
@@ -83,6 +85,7 @@ def test_orthogonality_is_the_squared_distance_of_the_gram_matrix_from_i(shape: 
     assert_near((2 * omega, dw), jax.value_and_grad(plain)(w), reduced=40)
 
 
+@pytest.mark.slow
 def test_what_is_nearly_orthonormal_costs_what_it_should() -> None:
     """As the difference of numbers near 64 the squares of 2^-10 would be lost in float32."""
     near = (1 + 2.0**-11) * jnp.eye(64, dtype=jnp.float32)
@@ -91,6 +94,7 @@ def test_what_is_nearly_orthonormal_costs_what_it_should() -> None:
     assert float(orthogonality(jnp.eye(5, 3))) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES, ids=ids)
 def test_a_leaf_that_is_not_selected_has_no_gradient(rule: Rule) -> None:
     params = parameters() | {"steps": jnp.arange(3)}

@@ -94,6 +94,7 @@ def test_under_automatic_the_gradient_is_the_same_but_for_clipping(rule: Rule) -
     np.testing.assert_array_equal(pullback(g)[0], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES, ids=ids)
 def test_a_slip_in_the_line_of_a_surrogate_is_found(rule: Rule) -> None:
     """Its B line is held to what its backward does."""

@@ -124,6 +124,7 @@ class KilledAfter(Silent):
             shutil.copytree(self._folder, self._copy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save_every", [0.0, 1000.0])
 def test_a_killed_run_goes_on_from_its_newest_checkpoint(
     tmp_path: Path, made: Experiment, uninterrupted: RunFolder, save_every: float
@@ -201,6 +202,7 @@ def test_a_cost_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(tmp_pa
     assert (folder.checkpoints / "0").is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut short", "another network"])
 def test_a_checkpoint_that_cannot_be_read_is_refused(
     tmp_path: Path, made: Experiment, uninterrupted: RunFolder, damage: str

@@ -41,6 +41,7 @@ def is_same(a: Any, b: Any) -> bool:
     return bool(jnp.max(jnp.abs(a - b)) <= tolerance("float64", reduced=64) * scale)
 
 
+@pytest.mark.slow
 def test_the_right_lines_give_the_right_gradient() -> None:
     mine, right = gradients(*problem(), Lines())
     assert_near(mine, right, reduced=64)
