@@ -8,9 +8,13 @@ import pytest
 import jaxprop
 from jaxprop import Rule
 from jaxprop.checking import check
+from jaxprop.checking.check import by_options
 from tests.rules.oracle import ids
 
 QUICK = ("algebra", "linearity")
+# Transformations, meshes and purity are the installer's, and the same for every setting.
+# `scripts/check_vjps.py` checks all at all of them.
+VALUES = ("contract", "algebra", "linearity", "numerics", "edges", "shapes")
 
 
 @pytest.fixture
@@ -31,5 +35,14 @@ def test_a_rule_is_right_at_its_first_case(rule: Rule) -> None:
 @pytest.mark.usefixtures("programs_dropped")
 @pytest.mark.parametrize("rule", jaxprop.CATALOGUE, ids=ids)
 def test_no_rule_fails_anywhere(rule: Rule) -> None:
-    report = check(rule)
-    assert report.verdict != "FAIL", str(report)
+    """Everything at the first setting of its options, and at the others what hangs on them."""
+    for setting, (options, cases) in enumerate(by_options(rule.cases())):
+        ordinary = [case.args for case in cases if not case.edge] or [cases[0].args]
+        report = check(
+            rule.bind(**options),
+            *ordinary[0],
+            shapes=ordinary[1:],
+            edges=[case.args for case in cases if case.edge],
+            checks=VALUES if setting else None,
+        )
+        assert report.verdict != "FAIL", f"{options}: {report}"

@@ -26,8 +26,7 @@ from tests.rules.oracle import (
 from tests.subjects import DEFAULT, STRAINING, straining
 from tests.tolerances import assert_near
 
-# Where g is clipped, backward is the derivative of no function: test_surrogates.py has that case.
-RULE_CASES = rule_cases(lambda rule: [c for c in rule.cases() if c.name != "clipped"], DEFAULT)
+RULE_CASES = rule_cases(lambda rule: rule.cases(), DEFAULT, STRAINING)
 OPTIONS = rule_cases(by_options, DEFAULT, STRAINING)
 
 
