@@ -17,8 +17,8 @@ LEGEND = """# The catalogue
 Every rule, in reading order: a line of what it is (more in `help(jaxprop.<rule>)`), and what was
 measured. **bytes**: what the forward saves at the rule's first case beyond arguments and output;
 automatic differentiation of the reference in brackets. **time**: forward and backward, jitted,
-over automatic differentiation of the plain code, by benchmark entry; those without one are the
-compiler's own work, written down. **float32, bfloat16**: the worst error over cases, outputs and
+over automatic differentiation of the plain code, by benchmark entry, where it was measured.
+**float32, bfloat16**: the worst error over cases, outputs and
 arguments in ulps of the largest value, against float64 on the same rounded inputs, automatic
 differentiation's in brackets. A verdict WARN is a doubt that docs/checking.md explains.
 """
@@ -88,7 +88,7 @@ def _sources(
     words = {"; ".join(f"{name} {value}" for name, value in m.items()): None for m in machines}
     yield "Made by `scripts/catalogue_page.py` from the files of"
     yield from dict.fromkeys(f"`{found['command']}`," for found in checked)
-    yield "and `scripts/benchmark.py --only 'rule-*'`, on"
+    yield "and `scripts/benchmark.py --only 'rule-*'`, on" if timed else "on"
     yield from (f"{said}." for said in words)
 
 
