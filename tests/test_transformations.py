@@ -41,7 +41,7 @@ def scanned(rule: Callable, args: tuple) -> Any:
     def total(*args):
         def step(carry, scale):
             scaled = jax.tree.map(lambda x: x * (scale + carry) if is_inexact(x) else x, args)
-            return jnp.tanh(weighted_sum(rule(*scaled))), None
+            return jnp.sin(weighted_sum(rule(*scaled))), None
 
         return lax.scan(step, jnp.zeros(()), jnp.array([1.0, 0.5, 2.0]))[0]
 

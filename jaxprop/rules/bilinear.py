@@ -120,7 +120,7 @@ def bilinear_cases() -> list[Case]:
         Case("more axes", (*deep, w, b), given=one),
         Case("bfloat16", (*low, w.astype(jnp.bfloat16), b.astype(jnp.bfloat16)), given=one),
         Case("no rows", (x1[:0], x2[:0], w, b), edge=True),
-        Case("zeros", (0 * x1, 0 * x2, 0 * w, 0 * b), edge=True),
+        Case("zeros", (0 * x1, 0 * x2, 0 * w, 0 * b), given=one, edge=True),
     ]
 
 

@@ -224,7 +224,7 @@ def gru_cases() -> list[Case]:
         Case("one example", (x[0], h0[0], *weights, None, b_n), two, given=step),
         Case("bfloat16", (*low, lengths, b_n.astype(jnp.bfloat16)), two, given=step),
         Case("saturated", (x, h0, w_x, w_h, 10 * b, None, 10 * b_n), two, edge=True),
-        Case("zeros", (0 * x, 0 * h0, 0 * w_x, 0 * w_h, 0 * b), two, edge=True),
+        Case("zeros", (0 * x, 0 * h0, 0 * w_x, 0 * w_h, 0 * b), two, given=step, edge=True),
         Case("no steps", (x[:, :0], h0, *weights, None, b_n), two, edge=True),
     ]
 

@@ -217,7 +217,7 @@ def lstm_cases() -> list[Case]:
         Case("one example", (x[0], h0[0], c0[0], *weights), two, given=step),
         Case("bfloat16", (*low, lengths), two, given=step),
         Case("saturated", (x, h0, c0, w_x, w_h, 10 * b), two, edge=True),
-        Case("zeros", (0 * x, 0 * h0, 0 * c0, 0 * w_x, 0 * w_h, 0 * b), two, edge=True),
+        Case("zeros", (0 * x, 0 * h0, 0 * c0, 0 * w_x, 0 * w_h, 0 * b), two, given=step, edge=True),
         Case("no steps", (x[:, :0], h0, c0, *weights), two, edge=True),
     ]
 

@@ -170,7 +170,7 @@ def rnn_cases() -> list[Case]:
         Case("one step", (x[:, :1], h0, *weights), two, given=step),
         Case("one example", (x[0], h0[0], *weights), two, given=step),
         Case("bfloat16", (*low, lengths), two, given=step),
-        Case("zeros", (0 * x, 0 * h0, 0 * w_x, 0 * w_h, 0 * b), two, edge=True),
+        Case("zeros", (0 * x, 0 * h0, 0 * w_x, 0 * w_h, 0 * b), two, given=step, edge=True),
         Case("no steps", (x[:, :0], h0, *weights), two, edge=True),
     ]
 
