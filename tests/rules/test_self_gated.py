@@ -48,7 +48,7 @@ def test_is_the_activation_in_torch(name: str) -> None:
 
 def test_gelu_asks_for_its_form() -> None:
     """jax.nn is approximate unless told, PyTorch exact: a default would be wrong for half."""
-    with pytest.raises(TypeError, match=r"^gelu: missing a required argument: 'approximate'"):
+    with pytest.raises(TypeError, match=r"^gelu: missing a required .*argument: 'approximate'"):
         gelu(jnp.ones(3))
     assert not np.array_equal(APPROXIMATE(jnp.ones(3)), EXACT(jnp.ones(3)))
 
