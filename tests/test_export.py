@@ -7,13 +7,17 @@ import jax.numpy as jnp
 import pytest
 from jax import export, lax
 
+import jaxprop
 from jaxprop import Rule
 from jaxprop.train.step import initial_state, make_run_steps
 from tests.rules.oracle import by_options, pick
-from tests.subjects import straining
+from tests.subjects import slow_unless_default
 from tests.tolerances import assert_near
 from tests.train.small import experiment
 
+EVERY = [
+    pytest.param(rule, id=rule.name, marks=slow_unless_default(rule)) for rule in jaxprop.CATALOGUE
+]
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
@@ -21,8 +25,8 @@ def exported(function: Any, *args: Any) -> export.Exported:
     return export.export(jax.jit(function), platforms=PLATFORMS)(*args)
 
 
-@pytest.mark.parametrize("rule", straining())
-def test_a_rule_lowers_for_every_platform(rule: Rule) -> None:
+@pytest.mark.parametrize("rule", EVERY)
+def test_every_rule_lowers_for_every_platform(rule: Rule) -> None:
     """The forward and the gradient, at each setting of the options and each kind of argument."""
     for case in by_options(rule):
         function, some = pick(case, rule)

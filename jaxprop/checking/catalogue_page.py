@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from jaxprop.catalogue import CATALOGUE
 from jaxprop.rule import Rule
@@ -28,7 +28,8 @@ differentiation's in brackets. A verdict WARN is a doubt that docs/checking.md e
 class Options:
     """Make the page of the catalogue from what the checker and the benchmark wrote."""
 
-    conformance: Annotated[tuple[Path, ...], "of scripts/check_vjps.py --json; the last one wins"]
+    conformance: tuple[Path, ...]
+    """Files of scripts/check_vjps.py --json; the last one wins."""
     benchmark: tuple[Path, ...] = ()
     """Files results.json of scripts/benchmark.py; the last one wins."""
     out: Path = Path("docs/catalogue.md")

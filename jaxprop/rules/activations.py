@@ -79,6 +79,10 @@ class OutputResiduals(NamedTuple):
     y: jax.Array
 
 
+class InputResiduals(NamedTuple):
+    x: jax.Array
+
+
 def relu_forward(x: jax.Array) -> tuple[jax.Array, OutputResiduals]:
     y = relu_reference(x)  # F1
     return y, OutputResiduals(y)

@@ -12,6 +12,7 @@ from jaxprop.rules.convolutions import (
     biased,
     check_arrays,
     convolved,
+    reach,
     to_input,
     to_kernel,
 )
@@ -85,12 +86,12 @@ def _check(
     dilation = dilation or ones
     check_per_axis(owner, "stride", stride, spatial)
     check_per_axis(owner, "dilation", dilation, spatial)
-    extent = [(k - 1) * d + 1 for k, d in zip(w.shape[:-2], dilation, strict=True)]
+    extent = [reach(k, d) for k, d in zip(w.shape[:-2], dilation, strict=True)]
     pairs = check_padding(owner, padding, spatial, extent, stride)
     if isinstance(padding, str):
         axes = zip(extent, stride, strict=True)
         pairs = tuple(_around(padding, k, s) for k, s in axes)
-    apart = [(n - 1) * s + 1 for n, s in zip(spatial, stride, strict=True)]
+    apart = [reach(n, s) for n, s in zip(spatial, stride, strict=True)]
     check_fit(owner, apart, extent, pairs)
     return Convolution(ones, pairs, dilation, stride, 1)
 

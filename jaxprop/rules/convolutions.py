@@ -37,14 +37,7 @@ def convolved(x: jax.Array, w: jax.Array, how: Convolution) -> jax.Array:
     """The convolution; w in x's dtype, accumulated and returned in the dtype to compute in."""
     axes = (0, x.ndim - 1, *range(1, x.ndim - 1))
     kernel_axes = (w.ndim - 1, w.ndim - 2, *range(w.ndim - 2))
-    return _convolution(
-        x,
-        w.astype(x.dtype),
-        (axes, kernel_axes, axes),
-        how,
-        how.padding,
-        how.groups,
-    )
+    return _convolution(x, w.astype(x.dtype), (axes, kernel_axes, axes), how)
 
 
 def to_input(g: jax.Array, w: jax.Array, how: Convolution, spatial: Sequence[int]) -> jax.Array:
@@ -58,13 +51,13 @@ def to_input(g: jax.Array, w: jax.Array, how: Convolution, spatial: Sequence[int
     for axis, (n, count, k) in enumerate(lengths):
         margin = (k - 1) * how.dilation[axis]
         before = margin - how.padding[axis][0]
-        whole = _reach(n, how.spread[axis]) + margin
-        padding.append((before, whole - _reach(count, how.stride[axis]) - before))
+        whole = reach(n, how.spread[axis]) + margin
+        padding.append((before, whole - reach(count, how.stride[axis]) - before))
     back = Convolution(how.spread, tuple(padding), how.dilation, how.stride, how.groups)
     return convolved(g, _turned_round(w, how.groups), back)
 
 
-def _reach(n: int, step: int) -> int:
+def reach(n: int, step: int) -> int:
     """The length of n entries that lie `step` apart."""
     return (n - 1) * step + 1
 
@@ -90,8 +83,8 @@ def to_kernel(x: jax.Array, g: jax.Array, how: Convolution, window: Sequence[int
     for axis, (n, count, k) in enumerate(lengths):
         before = how.padding[axis][0]
         margin = (k - 1) * how.dilation[axis]
-        whole = _reach(count, how.stride[axis]) + margin
-        padding.append((before, whole - _reach(n, how.spread[axis]) - before))
+        whole = reach(count, how.stride[axis]) + margin
+        padding.append((before, whole - reach(n, how.spread[axis]) - before))
     back = Convolution(how.dilation, tuple(padding), how.stride, how.spread, how.groups)
     last = x.ndim - 1
     spatial = range(1, last)
@@ -99,13 +92,13 @@ def to_kernel(x: jax.Array, g: jax.Array, how: Convolution, window: Sequence[int
     out_axes = (last - 1, last, *range(last - 1))
     if how.groups == 1:
         axes = (last, 0, *spatial)
-        return _convolution(x, g, (axes, kernel_axes, out_axes), back, back.padding, 1)
+        return _convolution(x, g, (axes, kernel_axes, out_axes), back)
     batch, channels = x.shape[0], x.shape[-1]
     grouped = x.reshape(*x.shape[:-1], how.groups, channels // how.groups)
     grouped = jnp.moveaxis(grouped, 0, -2)  # *spatial, groups, B, C_in / groups
     rows = grouped.reshape(*x.shape[1:-1], how.groups * batch, channels // how.groups)
     axes = (last, last - 1, *range(last - 1))
-    return _convolution(rows, g, (axes, kernel_axes, out_axes), back, back.padding, how.groups)
+    return _convolution(rows, g, (axes, kernel_axes, out_axes), back)
 
 
 def _convolution(
@@ -113,18 +106,16 @@ def _convolution(
     w: jax.Array,
     axes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]],
     how: Convolution,
-    padding: tuple[tuple[int, int], ...],
-    groups: int,
 ) -> jax.Array:
     return lax.conv_general_dilated(
         x,
         w,
         window_strides=how.stride,
-        padding=padding,
+        padding=how.padding,
         lhs_dilation=how.spread,
         rhs_dilation=how.dilation,
         dimension_numbers=lax.ConvDimensionNumbers(*axes),
-        feature_group_count=groups,
+        feature_group_count=how.groups,
         preferred_element_type=at_least_float32(x.dtype),
     )
 
@@ -147,7 +138,7 @@ def check_convolution(
     stride, dilation = stride or ones, dilation or ones
     check_per_axis(owner, "stride", stride, spatial)
     check_per_axis(owner, "dilation", dilation, spatial)
-    extent = [_reach(k, d) for k, d in zip(window, dilation, strict=True)]
+    extent = [reach(k, d) for k, d in zip(window, dilation, strict=True)]
     pairs = check_padding(owner, padding, spatial, extent, stride)
     check_fit(owner, spatial, extent, pairs)
     return Convolution(stride, pairs, dilation, ones, groups)

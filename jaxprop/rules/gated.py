@@ -73,8 +73,8 @@ def glu_forward(x: jax.Array, *, axis: int) -> tuple[jax.Array, GluResiduals]:
 def glu_backward(res: GluResiduals, g: jax.Array) -> tuple[jax.Array]:
     value, gate = jnp.split(up(res.x), 2, res.axis)  # F1
     p, g = jax.nn.sigmoid(gate), up(g)  # F2, recomputed
-    dgate = p * (1 - p) * value * g  # B2
-    return (jnp.concatenate([p * g, dgate], res.axis),)  # B1, B3
+    dvalue, dp = p * g, value * g  # B1, B2
+    return (jnp.concatenate([dvalue, p * (1 - p) * dp], res.axis),)  # B3
 
 
 def swiglu_reference(value: jax.Array, gate: jax.Array) -> jax.Array:

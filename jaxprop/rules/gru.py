@@ -152,8 +152,10 @@ def _rebuilt(a: jax.Array, q: jax.Array, h: jax.Array) -> tuple[jax.Array, ...]:
 def _back(gates: tuple[jax.Array, ...], dstate: State) -> tuple[jax.Array, State]:
     r, z, m, n, h0 = gates
     (dhs,) = dstate  # B1
-    da_n = dhs * (1 - z) * (1 - n * n)  # B2
-    dz, dr = dhs * (h0 - n), da_n * m  # B3, B4
+    dn = dhs * (1 - z)  # B2
+    dz = dhs * (h0 - n)  # B3
+    da_n = dn * (1 - n * n)  # the last part of B6, read by B4 and B5
+    dr = da_n * m  # B4
     da = jnp.concatenate([dr * r * (1 - r), dz * z * (1 - z), da_n], axis=-1)  # B6
     return da, (dhs * z,)  # B9, but for q
 

@@ -61,17 +61,10 @@ def lora_linear_reference(
     Source: Hu et al. (2021), LoRA: low-rank adaptation of large language models, equation 3.
     """
     _check(x, w, a, b, scale, bias)
-    y, _ = _product(x, lax.stop_gradient(w), a, b, scale)  # F1, F2
-    return (y if bias is None else y + bias.astype(y.dtype)).astype(x.dtype)  # F2
-
-
-def _product(
-    x: jax.Array, w: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """(y without the bias, u)."""
     u = matmul(x, a).astype(x.dtype)  # F1
     update = matmul(u, b)
-    return matmul(x, w) + scale.astype(update.dtype) * update, u  # F2
+    y = matmul(x, lax.stop_gradient(w)) + scale.astype(update.dtype) * update  # F2
+    return (y if bias is None else y + bias.astype(y.dtype)).astype(x.dtype)  # F2
 
 
 class LoraLinearResiduals(NamedTuple):

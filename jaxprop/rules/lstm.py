@@ -157,11 +157,7 @@ def _back(gates: tuple[jax.Array, ...], dstate: State) -> tuple[jax.Array, State
     return jnp.concatenate(parts, axis=-1), (jnp.zeros_like(dhs), dc1 * f)  # B7, B10
 
 
-def _recurrent(gates: tuple[jax.Array, ...], dz: jax.Array) -> jax.Array:
-    return dz
-
-
-LSTM = Cell(_step, _rebuilt, _back, _recurrent)
+LSTM = Cell(_step, _rebuilt, _back)
 
 
 @jax.tree_util.register_dataclass
@@ -198,7 +194,9 @@ def lstm_backward(
     res: LstmResiduals, g: tuple[jax.Array, tuple[jax.Array, jax.Array]]
 ) -> tuple[jax.Array | None, ...]:
     s = sequence(res.x, (res.h0, res.c0), res.weights, res.lengths)
-    dx, (dh0, dc0), dw = backward_in_blocks(LSTM, res.block, s, res.hs, res.c_before, *g)
+    dx, (dh0, dc0), dw = backward_in_blocks(
+        LSTM, res.block, s, res.hs, res.c_before, *g
+    )  # B1 to B13
     dh0, dc0 = dh0.reshape(res.h0.shape), dc0.reshape(res.c0.shape)
     return dx.reshape(res.x.shape), dh0, dc0, dw.w_x, dw.w_h, dw.b, None
 

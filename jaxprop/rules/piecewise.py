@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxprop.precision import at_least_float32, floating, up
 from jaxprop.rule import Case, Rule
-from jaxprop.rules.activations import OutputResiduals, few_cases
+from jaxprop.rules.activations import InputResiduals, OutputResiduals, few_cases
 from jaxprop.samples import normal
 
 
@@ -109,10 +109,6 @@ def hard_sigmoid_reference(x: jax.Array) -> jax.Array:
     Source: Howard et al. (2019), Searching for MobileNetV3, section 5.2.
     """
     return hard_gate(floating("hard_sigmoid", "x", x)).astype(x.dtype)  # F1
-
-
-class InputResiduals(NamedTuple):
-    x: jax.Array
 
 
 def hard_sigmoid_forward(x: jax.Array) -> tuple[jax.Array, InputResiduals]:

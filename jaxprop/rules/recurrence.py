@@ -30,6 +30,11 @@ State = tuple[jax.Array, ...]
 Gates = Any
 
 
+def _as_of_x(gates: Gates, da: jax.Array) -> jax.Array:
+    """dq of a cell in which h enters as x does."""
+    return da
+
+
 class Cell(NamedTuple):
     """One kind of recurrence; its functions take any axes before the last.
 
@@ -37,13 +42,13 @@ class Cell(NamedTuple):
     gates:     (a, q, h, *others) -> what the way back through a step reads, for all steps of a
                block, time first; h is that before each step, the others before the first.
     back:      (gates, dstate) -> (da, the cotangent of the old state but for what q passes on).
-    recurrent: (gates, da) -> dq.
+    recurrent: (gates, da) -> dq; da itself unless told.
     """
 
     step: Callable[..., State]
     gates: Callable[..., Gates]
     back: Callable[[Gates, State], tuple[jax.Array, State]]
-    recurrent: Callable[[Gates, jax.Array], jax.Array]
+    recurrent: Callable[[Gates, jax.Array], jax.Array] = _as_of_x
 
 
 class Weights(NamedTuple):

@@ -113,11 +113,7 @@ def _back(t: jax.Array, dstate: State) -> tuple[jax.Array, State]:
     return dhs * (1 - t * t), (jnp.zeros_like(dhs),)  # B2 to B6, before their products
 
 
-def _recurrent(t: jax.Array, da: jax.Array) -> jax.Array:
-    return da
-
-
-RNN = Cell(_step, _rebuilt, _back, _recurrent)
+RNN = Cell(_step, _rebuilt, _back)
 
 
 @jax.tree_util.register_dataclass

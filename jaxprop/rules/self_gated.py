@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import pi, sqrt
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ from jax import lax
 
 from jaxprop.precision import floating, up
 from jaxprop.rule import Case, Rule
-from jaxprop.rules.activations import elementwise_cases, few_cases
+from jaxprop.rules.activations import InputResiduals, elementwise_cases, few_cases
 from jaxprop.rules.piecewise import hard_gate
 
 # Beyond this the probability is 0 or 1 in every dtype, and y is 0 or x.
@@ -49,15 +48,11 @@ def silu_reference(x: jax.Array) -> jax.Array:
     return _with_limits(lambda x: x * jax.nn.sigmoid(x), up(x)).astype(x.dtype)  # F1, F2
 
 
-class SiluResiduals(NamedTuple):
-    x: jax.Array
+def silu_forward(x: jax.Array) -> tuple[jax.Array, InputResiduals]:
+    return silu_reference(x), InputResiduals(x)  # F1, F2
 
 
-def silu_forward(x: jax.Array) -> tuple[jax.Array, SiluResiduals]:
-    return silu_reference(x), SiluResiduals(x)  # F1, F2
-
-
-def silu_backward(res: SiluResiduals, g: jax.Array) -> tuple[jax.Array]:
+def silu_backward(res: InputResiduals, g: jax.Array) -> tuple[jax.Array]:
     x, g = _again(res.x), up(g)
     p = jax.nn.sigmoid(x)  # F1, recomputed
     dp = x * g  # B1
@@ -157,11 +152,11 @@ def mish_reference(x: jax.Array) -> jax.Array:
     return gated.astype(x.dtype)
 
 
-def mish_forward(x: jax.Array) -> tuple[jax.Array, SiluResiduals]:
-    return mish_reference(x), SiluResiduals(x)  # F1 to F3
+def mish_forward(x: jax.Array) -> tuple[jax.Array, InputResiduals]:
+    return mish_reference(x), InputResiduals(x)  # F1 to F3
 
 
-def mish_backward(res: SiluResiduals, g: jax.Array) -> tuple[jax.Array]:
+def mish_backward(res: InputResiduals, g: jax.Array) -> tuple[jax.Array]:
     x, g = _again(res.x), up(g)
     s = jnp.logaddexp(x, 0.0)  # F1, recomputed
     p = jnp.tanh(s)  # F2, recomputed
@@ -200,11 +195,11 @@ def hard_silu_reference(x: jax.Array) -> jax.Array:
     return _with_limits(lambda x: x * hard_gate(x), up(x)).astype(x.dtype)  # F1, F2
 
 
-def hard_silu_forward(x: jax.Array) -> tuple[jax.Array, SiluResiduals]:
-    return hard_silu_reference(x), SiluResiduals(x)  # F1, F2
+def hard_silu_forward(x: jax.Array) -> tuple[jax.Array, InputResiduals]:
+    return hard_silu_reference(x), InputResiduals(x)  # F1, F2
 
 
-def hard_silu_backward(res: SiluResiduals, g: jax.Array) -> tuple[jax.Array]:
+def hard_silu_backward(res: InputResiduals, g: jax.Array) -> tuple[jax.Array]:
     x, g = _again(res.x), up(g)
     dp = x * g  # B1
     return (hard_gate(x) * g + jnp.where(jnp.abs(x) >= 3, 0, dp / 6),)  # B2
@@ -241,11 +236,11 @@ def relu_squared_reference(x: jax.Array) -> jax.Array:
     return (h * h).astype(x.dtype)  # F2
 
 
-def relu_squared_forward(x: jax.Array) -> tuple[jax.Array, SiluResiduals]:
-    return relu_squared_reference(x), SiluResiduals(x)  # F1, F2
+def relu_squared_forward(x: jax.Array) -> tuple[jax.Array, InputResiduals]:
+    return relu_squared_reference(x), InputResiduals(x)  # F1, F2
 
 
-def relu_squared_backward(res: SiluResiduals, g: jax.Array) -> tuple[jax.Array]:
+def relu_squared_backward(res: InputResiduals, g: jax.Array) -> tuple[jax.Array]:
     x = up(res.x)
     return (jnp.where(x <= 0, 0, 2 * x * up(g)),)  # B1, B2
 

@@ -12,6 +12,7 @@ from jax import lax
 
 from jaxprop.precision import floating, up
 from jaxprop.rule import Case, Rule
+from jaxprop.rules.activations import InputResiduals
 from jaxprop.samples import normal
 
 
@@ -94,15 +95,11 @@ def straight_through_sign_reference(x: jax.Array) -> jax.Array:
     return as_if(sign.astype(x.dtype), jnp.where(jnp.abs(x) <= 1, x, 0))  # F1
 
 
-class SignResiduals(NamedTuple):
-    x: jax.Array
+def straight_through_sign_forward(x: jax.Array) -> tuple[jax.Array, InputResiduals]:
+    return straight_through_sign_reference(x), InputResiduals(x)  # F1
 
 
-def straight_through_sign_forward(x: jax.Array) -> tuple[jax.Array, SignResiduals]:
-    return straight_through_sign_reference(x), SignResiduals(x)  # F1
-
-
-def straight_through_sign_backward(res: SignResiduals, g: jax.Array) -> tuple[jax.Array]:
+def straight_through_sign_backward(res: InputResiduals, g: jax.Array) -> tuple[jax.Array]:
     return (jnp.where(jnp.abs(res.x) <= 1, g, 0),)  # B1
 
 
