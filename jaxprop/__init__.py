@@ -11,6 +11,7 @@ from jaxprop.composition import chain
 from jaxprop.costs import Cost, cost, value_and_grad
 from jaxprop.derivation import derive
 from jaxprop.layers import Layer, dense, elementwise
+from jaxprop.repetition import repeat
 from jaxprop.reversible import reversible
 from jaxprop.rule import Case, Rule, automatic
 from jaxprop.rules.activations import identity, leaky_relu, relu, sigmoid, softplus, tanh
@@ -60,7 +61,7 @@ from jaxprop.rules.surrogates import (
 )
 from jaxprop.rules.token_log_probs import linear_token_log_probs, token_log_probs
 from jaxprop.rules.weight_normalisation import l2_normalize, weight_norm, weight_standardize
-from jaxprop.structure import checkpointed, repeat, residual
+from jaxprop.structure import checkpointed, residual
 from jaxprop.tracing import Trace, trace
 
 __all__ = [

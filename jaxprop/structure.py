@@ -1,7 +1,6 @@
-"""Combinators that shape a deep network: a residual, a stack, a checkpoint."""
+"""Combinators that shape a deep network: a residual, a checkpoint; and what stacks share."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -50,84 +49,6 @@ def residual(branch: Rule) -> Layer:
     reference.__name__ = "residual"
     reference.__doc__ = f"x and what {layer.name} computes of it, added."
     return Layer(reference, forward, backward, init=layer.init, layers=layer.layers)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class RepeatResiduals:
-    """The residuals of every repetition, stacked, but for the leaves that are params.
-
-    whole: of one repetition, the tree of all residuals.
-    places: for each of its leaves, which leaf of params it is, or None where it is in stacked.
-    """
-
-    params: PyTree
-    stacked: list[jax.Array]
-    whole: Any = field(metadata={"static": True})
-    places: tuple[int | None, ...] = field(metadata={"static": True})
-
-
-def repeat(block: Rule, n: int) -> Layer:
-    """Make a stack of one layer n times, each with parameters of its own: one loop, compiled once.
-
-    Use it for the blocks of a transformer: time and size of the compilation do not grow with
-    depth. Around `checkpointed` it saves the blocks' inputs alone.
-
-    Args:
-        block: a Layer, or a Rule of one array, whose output has x's shape and dtype.
-        n: how often; positive.
-
-    Returns:
-        A Layer; params are those of the block, each leaf with a first axis of n. Given a key, the
-        repetition at position k (from 0) gets `jax.random.fold_in(key, k)`.
-
-    Residuals: those of every repetition, stacked. Parameters among them are not copied.
-
-    Raises:
-        TypeError: where the block is neither a layer nor a rule of one array.
-        ValueError: where n is not a positive integer; when called, where a leaf of params has not
-            n as its first axis, or the block's output has another shape or dtype than x.
-    """
-    layer = as_layer("repeat", block, "the block")
-    check_count("repeat", n)
-
-    def reference(params: PyTree, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        def step(h: jax.Array, at: tuple) -> tuple[jax.Array, None]:
-            return like("repeat", h, layer.reference(at[0], h, at[1])), None
-
-        check_stacked("repeat", params, n)
-        return lax.scan(step, carried(x, params), (params, keys_of(key, n)), length=n)[0]
-
-    def forward(
-        params: PyTree, x: jax.Array, key: jax.Array | None
-    ) -> tuple[jax.Array, RepeatResiduals]:
-        found: dict[str, Any] = {}
-
-        def step(h: jax.Array, at: tuple) -> tuple[jax.Array, list[jax.Array]]:
-            y, saved = layer.forward(at[0], h, at[1])
-            leaves, found["whole"] = jax.tree.flatten(saved)
-            numbers = {id(leaf): place for place, leaf in enumerate(jax.tree.leaves(at[0]))}
-            found["places"] = tuple(numbers.get(id(leaf)) for leaf in leaves)
-            own = [leaf for leaf in leaves if id(leaf) not in numbers]
-            return like("repeat", h, y), own
-
-        check_stacked("repeat", params, n)
-        y, stacked = lax.scan(step, carried(x, params), (params, keys_of(key, n)), length=n)
-        return y, RepeatResiduals(params, stacked, found["whole"], found["places"])
-
-    def backward(res: RepeatResiduals, g: jax.Array) -> tuple[PyTree, jax.Array, None]:
-        def step(g: jax.Array, at: tuple) -> tuple[jax.Array, PyTree]:
-            of_params, own = jax.tree.leaves(at[0]), iter(at[1])
-            leaves = [next(own) if p is None else of_params[p] for p in res.places]
-            dparams, dx, _ = layer.backward(res.whole.unflatten(leaves), g)
-            return jnp.zeros_like(g) if dx is None else dx, dparams
-
-        dx, dparams = lax.scan(step, g, (res.params, res.stacked), length=n, reverse=True)
-        return dparams, dx, None
-
-    reference.__name__ = "repeat"
-    reference.__doc__ = f"{layer.name}, {n} times, one after the other."
-    return Layer(reference, forward, backward, init=stacked_init(layer.init, n))
 
 
 class CheckpointedResiduals(NamedTuple):
@@ -212,9 +133,9 @@ def like(owner: str, x: jax.Array, y: jax.Array) -> jax.Array:
     return y
 
 
-def check_count(owner: str, n: int) -> None:
+def check_count(owner: str, n: int, name: str = "n") -> None:
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"{owner}: n must be a positive integer, got {n!r}.")
+        raise ValueError(f"{owner}: {name} must be a positive integer, got {n!r}.")
 
 
 def check_stacked(owner: str, params: PyTree, n: int) -> None:

@@ -47,6 +47,8 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "residuals": (residuals,),
 }
 DTYPES = ("float32", "bfloat16", "float16")
+# Those whose verdict the numbers drawn may change.
+DRAWING = ("algebra", "linearity", "numerics", "edges")
 # After so many seconds a terminal is told what is going on.
 PATIENCE = 2.0
 
@@ -63,6 +65,7 @@ def check(
     order: int = 2,
     budget: float | None = None,
     seed: int = 0,
+    further_seeds: Iterable[int] = (),
     checks: Sequence[str] | None = None,
 ) -> Report:
     """Check a function with a hand-written VJP; every check runs, and all is reported.
@@ -82,6 +85,8 @@ def check(
         order: 2 to check second order too, 1 where that is not supported.
         budget: bytes saved per element of the output, beyond arguments and output.
         seed: of every random number.
+        further_seeds: algebra, linearity, numerics and edges are checked with each of these, too;
+            nothing is compiled again, so that they cost far less than the first.
         checks: the names of the checks to run, as in the report, where not all are wanted;
             "transforms" leaves out what needs several devices, which is "meshes".
 
@@ -103,6 +108,7 @@ def check(
         "order": order,
         "budget": budget if budget is not None else getattr(f, "budget", None),
         "seed": seed,
+        "further_seeds": tuple(further_seeds),
         "checks": _chosen(checks),
     }
     if not callable(f):
@@ -184,7 +190,8 @@ def _run(
     edges: tuple[tuple, ...],
     shapes: tuple[tuple, ...],
     surrogate: bool | Callable[..., PyTree],
-    checks: Iterable[tuple[str, Check]],
+    checks: Sequence[tuple[str, Check]],
+    further_seeds: tuple[int, ...],
     **options: Any,
 ) -> tuple[list[Finding], list[str]]:
     s = subject(f, args, reference)
@@ -216,7 +223,17 @@ def _run(
             else:
                 outcomes += _collected(name, run, s, plan)
                 plan.wrong.update(o.argument for o in outcomes if _is_wrong([o]))
+        drawing = [(name, run) for name, run in checks if name in DRAWING]
+        for seed in further_seeds:
+            outcomes += _drawn_again(drawing, s, replace(plan, seed=seed, differences={}))
     return in_context(outcomes), _notes(s, plan, outcomes)
+
+
+def _drawn_again(checks: Iterable[tuple[str, Check]], s: Subject, plan: Plan) -> list[Finding]:
+    """What the checks find with another seed, which is named beside the place."""
+    found = [finding for name, run in checks for finding in _collected(name, run, s, plan)]
+    places = [", ".join(filter(None, (o.transform, f"seed {plan.seed}"))) for o in found]
+    return [replace(o, transform=place) for o, place in zip(found, places, strict=True)]
 
 
 def _collected(name: str, run: Check, s: Subject, plan: Plan) -> list[Finding]:

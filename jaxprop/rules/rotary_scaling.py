@@ -19,6 +19,8 @@ class Scaling(Protocol):
 
     def frequencies(self, base: float, width: int) -> np.ndarray: ...
 
+    def __hash__(self) -> int: ...
+
 
 @dataclass(frozen=True)
 class Unscaled:

@@ -52,6 +52,13 @@ def test_only_the_checks_asked_for_are_run() -> None:
     assert {outcome.check for outcome in report.outcomes} == {"linearity", "contract"}
 
 
+def test_further_seeds_are_named_and_draw_other_numbers() -> None:
+    report = jaxprop.check(twice, normal(4), further_seeds=(3, 5), checks=["algebra", "purity"])
+    drawn = {o.transform: o.got for o in report.outcomes if o.check == "algebra"}
+    assert len({drawn[place] for place in ("g 0", "g 0, seed 3", "g 0, seed 5")}) == 3
+    assert not any("seed" in o.transform for o in report.outcomes if o.check == "purity")
+
+
 def test_outcomes_of_a_rule_lie_at_its_cases_by_name_and_with_their_options() -> None:
     report = jaxprop.check(scaled, checks=["shapes", "edges"])
     wrong = {finding.transform for finding in report.findings}

@@ -1,0 +1,356 @@
+"""What language models share: tokens in, blocks, a norm, the last layer, and the cost.
+
+The blocks are in `gpt2` and `llama`: there is the text on how backpropagation goes through a
+transformer. B batch, T time, C width, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxprop.array_types import TreeType
+from jaxprop.installing import PyTree, Saved
+from jaxprop.layers import Layer, Shape
+from jaxprop.rule import Rule
+from jaxprop.rules.dropout import dropout
+from jaxprop.rules.embedding import embedding
+from jaxprop.rules.linear import linear, tied_unembedding
+from jaxprop.rules.linear_cross_entropy import linear_cross_entropy
+
+# The label of a token that is not counted: padding, or a prompt.
+IGNORED = -1
+
+
+class Inputs(NamedTuple):
+    """What a language model reads.
+
+    tokens:    (B, T), integers.
+    positions: (T,) or (B, T), integers; None to count from 0, from each segment's start where
+               there are segments.
+    segments:  (B, T), integers: tokens see those of their own segment (packed documents). Equal
+               numbers stand side by side. None for one segment.
+    dropout:   the rate, a scalar; it counts where a key is given. None for no dropout.
+    """
+
+    tokens: jax.Array
+    positions: jax.Array | None = None
+    segments: jax.Array | None = None
+    dropout: jax.Array | None = None
+
+
+class Context(NamedTuple):
+    """What every block gets besides h: Inputs without the tokens, positions made."""
+
+    positions: jax.Array
+    segments: jax.Array | None
+    dropout: jax.Array | None
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """A network over tokens: its parameters, its rules, and what it costs.
+
+    init:    (key, dtype=float32) -> params.
+    hidden:  the rule (params, inputs, key=None) -> (B, T, C), the last block's normed output.
+    network: the rule (params, inputs, key=None) -> logits (B, T, V), all of them.
+    cost:    the rule J(params, inputs, labels, key=None), the mean of -log p(label) in nats over
+             the labels that are not -1, of which the logits are never whole.
+    """
+
+    config: Any
+    init: Callable[..., PyTree]
+    hidden: Layer
+    network: Layer
+    cost: Rule
+
+
+def language_model(
+    config: Any, blocks: Layer, norm: Layer, init: Callable[..., PyTree]
+) -> LanguageModel:
+    """Make a language model of its blocks and its last norm.
+
+    Args:
+        config: has `vocabulary`, `width`, `tied` and `dtype`.
+        blocks: a Layer over (params["blocks"], (h, Context)).
+        norm: a Layer over (params["norm"], h).
+        init: (key, config, blocks, dtype) -> params: "embedding", "blocks", "norm", "head" unless
+            tied, and "positions" where positions are learned and added to the embedding.
+    """
+
+    def make(key: jax.Array, dtype: Any = jnp.float32) -> PyTree:
+        return init(key, config, blocks, dtype)
+
+    hidden = _hidden(config, blocks, norm, make)
+    return LanguageModel(config, make, hidden, _network(hidden, make), _cost(hidden))
+
+
+class EmbeddedResiduals(NamedTuple):
+    """Of the two tables and of dropout; None where there is none.
+
+    before: an empty array in the dtype of the embedding, before the conversion.
+    """
+
+    table: Saved
+    positions: Saved | None
+    dropout: Saved | None
+    before: jax.Array
+
+
+class HiddenResiduals(NamedTuple):
+    embedded: EmbeddedResiduals
+    blocks: Saved
+    norm: Saved
+
+
+def _hidden(config: Any, blocks: Layer, norm: Layer, make: Callable[..., PyTree]) -> Layer:
+    """The network up to the last layer.
+
+    Forward    h_0 = embedding[tokens] (+ positions[position]; dropped out)   (F1)
+               h_k = block_k(h_{k-1}, context), k = 1..n                      (F2)
+               y = norm(h_n)                                                  (F3)
+    Backward   dh_n, dnorm = from g                                           (B1) from F3
+               dh_{k-1}, dblock_k = from dh_k, k = n..1                       (B2) from F2
+               dembedding, dpositions = from dh_0                             (B3) from F1
+    """
+
+    def reference(params: PyTree, x: Inputs, key: jax.Array | None = None) -> jax.Array:
+        context, (of_h, of_blocks) = _context(params, x), two_keys(key)
+        h = embedding.reference(x.tokens, params["embedding"])  # F1
+        if "positions" in params:
+            h = h + embedding.reference(context.positions, params["positions"])
+        h = h.astype(config.dtype or h.dtype)
+        if x.dropout is not None:
+            h = dropout.reference(h, x.dropout, of_h)
+        h = blocks.reference(params["blocks"], (h, context), of_blocks)  # F2
+        return norm.reference(params["norm"], h)  # F3
+
+    def forward(
+        params: PyTree, x: Inputs, key: jax.Array | None
+    ) -> tuple[jax.Array, HiddenResiduals]:
+        context, (of_h, of_blocks) = _context(params, x), two_keys(key)
+        h, of_table = embedding.forward(x.tokens, params["embedding"])  # F1
+        of_positions = of_dropout = None
+        if "positions" in params:
+            added, of_positions = embedding.forward(context.positions, params["positions"])
+            h = h + added
+        before = jnp.zeros((0,), h.dtype)
+        h = h.astype(config.dtype or h.dtype)
+        if x.dropout is not None:
+            h, of_dropout = dropout.forward(h, x.dropout, of_h)
+        embedded = EmbeddedResiduals(of_table, of_positions, of_dropout, before)
+        h, of_blocks = blocks.forward(params["blocks"], (h, context), of_blocks)  # F2
+        y, of_norm = norm.forward(params["norm"], h)  # F3
+        return y, HiddenResiduals(embedded, of_blocks, of_norm)
+
+    def backward(res: HiddenResiduals, g: jax.Array) -> tuple[PyTree, None, None]:
+        dnorm, dh, _ = norm.backward(res.norm, g)  # B1
+        dblocks, (dh, _), _ = blocks.backward(res.blocks, dh)  # B2
+        if res.embedded.dropout is not None:
+            dh, *_ = dropout.backward(res.embedded.dropout, dh)  # B3
+        dh = dh.astype(res.embedded.before.dtype)
+        _, dembedding = embedding.backward(res.embedded.table, dh)
+        dparams = {"embedding": dembedding, "blocks": dblocks, "norm": dnorm}
+        if res.embedded.positions is not None:
+            dpositions = _summed_to(res.embedded.positions.output, dh)
+            _, dparams["positions"] = embedding.backward(res.embedded.positions, dpositions)
+        return dparams, None, None
+
+    def init(key: jax.Array, x_shape: Shape, dtype: Any = jnp.float32) -> PyTree:
+        return without_head(make(key, dtype))
+
+    reference.__name__ = "hidden"
+    reference.__doc__ = "The last block's output, normed."
+    return Layer(reference, forward, backward, init=init)
+
+
+class NetworkResiduals(NamedTuple):
+    hidden: Saved
+    head: Saved
+
+
+def _network(hidden: Layer, make: Callable[..., PyTree]) -> Layer:
+    """The network with every logit: for evaluation, and for losses of one's own.
+
+    Forward    h = hidden(tokens)                                             (F1)
+               logits = h @ head, head = embedding.T where tied               (F2)
+    Backward   dh, dhead = from g                                             (B1) from F2
+               dparams = from dh; where tied, dembedding += dhead.T           (B2) from F1, F2
+    """
+
+    def reference(params: PyTree, x: Inputs, key: jax.Array | None = None) -> jax.Array:
+        h = hidden.reference(without_head(params), x, key)  # F1
+        if "head" in params:
+            return linear.reference(h, params["head"])  # F2
+        return tied_unembedding.reference(h, params["embedding"])
+
+    def forward(
+        params: PyTree, x: Inputs, key: jax.Array | None
+    ) -> tuple[jax.Array, NetworkResiduals]:
+        h, of_hidden = hidden.forward(without_head(params), x, key)  # F1
+        if "head" in params:
+            logits, of_head = linear.forward(h, params["head"])  # F2
+        else:
+            logits, of_head = tied_unembedding.forward(h, params["embedding"])
+        return logits, NetworkResiduals(of_hidden, of_head)
+
+    def backward(res: NetworkResiduals, g: jax.Array) -> tuple[PyTree, None, None]:
+        tied = res.head.owner == tied_unembedding.name
+        dh, dhead, *_ = (tied_unembedding if tied else linear).backward(res.head, g)  # B1
+        dparams, *_ = hidden.backward(res.hidden, dh)  # B2
+        return _with_head(dparams, dhead, tied), None, None
+
+    def init(key: jax.Array, x_shape: Shape, dtype: Any = jnp.float32) -> PyTree:
+        return make(key, dtype)
+
+    reference.__name__ = "network"
+    reference.__doc__ = "The logits of the next token, (B, T, V)."
+    return Layer(reference, forward, backward, init=init)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class CostResiduals:
+    hidden: Saved
+    loss: Saved
+    tied: bool = field(metadata={"static": True})
+
+
+def _cost(hidden: Layer) -> Rule:
+    """J: Algorithm 6.3 forward and 6.4 backward, the last layer and the loss taken as one.
+
+    Forward    h = hidden(tokens)                                             (F1)
+               J = mean cross-entropy of h @ head, head = embedding.T if tied (F2)
+    Backward   dh, dhead = from g                                             (B1) from F2
+               dparams = from dh; where tied, dembedding += dhead.T           (B2) from F1, F2
+    """
+    loss = linear_cross_entropy.bind(ignore_index=IGNORED)
+
+    def cost(
+        params: PyTree, x: Inputs, labels: jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
+        h = hidden.reference(without_head(params), x, key)  # F1
+        return loss.reference(h, _head(params), labels)  # F2
+
+    def forward(
+        params: PyTree, x: Inputs, labels: jax.Array, key: jax.Array | None
+    ) -> tuple[jax.Array, CostResiduals]:
+        h, of_hidden = hidden.forward(without_head(params), x, key)  # F1
+        J, of_loss = loss.forward(h, _head(params), labels)  # F2
+        return J, CostResiduals(of_hidden, of_loss, "head" not in params)
+
+    def backward(res: CostResiduals, g: jax.Array) -> tuple[PyTree, None, None, None]:
+        dh, dhead, *_ = loss.backward(res.loss, g)  # B1
+        dparams, *_ = hidden.backward(res.hidden, dh)  # B2
+        dparams = _with_head(dparams, dhead.T if res.tied else dhead, res.tied)
+        return dparams, None, None, None
+
+    return Rule(cost, forward, backward)
+
+
+def _head(params: PyTree) -> jax.Array:
+    return params["head"] if "head" in params else params["embedding"].T
+
+
+def _with_head(dparams: PyTree, dhead: jax.Array, tied: bool) -> PyTree:
+    """The cotangents with that of the last layer: two of one table add."""
+    if tied:
+        return dparams | {"embedding": dparams["embedding"] + dhead}
+    return dparams | {"head": dhead}
+
+
+def without_head(params: PyTree) -> PyTree:
+    return {name: value for name, value in params.items() if name != "head"}
+
+
+def two_keys(key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
+    """Of dropout after the embedding, and of the blocks."""
+    return (None, None) if key is None else tuple(jax.random.split(key))
+
+
+def _context(params: PyTree, x: Inputs) -> Context:
+    """What the blocks get of the inputs; positions are counted where none are given."""
+    _check_inputs(x)
+    positions = x.positions
+    if positions is None and "positions" in params:
+        _check_length(x.tokens.shape[1], len(params["positions"]))
+    if positions is None:
+        positions = jnp.arange(x.tokens.shape[-1], dtype=jnp.int32)
+        if x.segments is not None:
+            first = jnp.diff(x.segments, axis=-1, prepend=x.segments[:, :1] - 1) != 0
+            starts = lax.cummax(jnp.where(first, positions, 0), axis=1)
+            positions = positions - starts
+    return Context(positions, x.segments, x.dropout)
+
+
+def _check_length(length: int, learned: int) -> None:
+    if length > learned:
+        raise ValueError(
+            f"language model: a sequence must be no longer than the positions that are learned, "
+            f"{learned}, got {length} tokens. Cut it, or make the model with a larger context."
+        )
+
+
+def segments_of(context: Context) -> dict[str, jax.Array]:
+    """The segments as attention takes them, by name; nothing where there are none."""
+    if context.segments is None:
+        return {}
+    return {"q_segments": context.segments, "k_segments": context.segments}
+
+
+def _check_inputs(x: Inputs) -> None:
+    if not isinstance(x, Inputs):
+        raise TypeError(
+            f"language model: the inputs must be Inputs, got {type(x).__name__}. Give "
+            "Inputs(tokens)."
+        )
+    if x.tokens.ndim != 2 or not jnp.issubdtype(x.tokens.dtype, jnp.integer):
+        raise ValueError(
+            f"language model: tokens must be integers (B, T), got {x.tokens.dtype} "
+            f"{x.tokens.shape}. Add an axis for the batch to one sequence."
+        )
+    shapes = {"segments": (x.tokens.shape,), "positions": (x.tokens.shape, x.tokens.shape[1:])}
+    for name, allowed in shapes.items():
+        array = getattr(x, name)
+        if array is not None and array.shape not in allowed:
+            raise ValueError(
+                f"language model: {name} must have the shape of tokens, {x.tokens.shape}, got "
+                f"{array.shape}. Give a number for each token."
+            )
+
+
+def _summed_to(kind: TreeType, dh: jax.Array) -> jax.Array:
+    """dh as the cotangent of position rows, which are shared by the batch where they are (T, C)."""
+    return dh if len(kind.leaves[0].shape) == dh.ndim else jnp.sum(dh, axis=0, dtype=dh.dtype)
+
+
+def split_heads(x: jax.Array, heads: int) -> jax.Array:
+    """(B, T, H * D) as (B, T, H, D)."""
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
+
+
+def merge_heads(x: jax.Array) -> jax.Array:
+    """(B, T, H, D) as (B, T, H * D)."""
+    return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
+
+
+def pull(
+    x: jax.Array, w: jax.Array, b: jax.Array | None, g: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """(dx, dw, db) of linear at an x that was not saved; its product is not used: jit drops it."""
+    _, saved = linear.forward(x, w, b)
+    return linear.backward(saved, g)
+
+
+def normal_weights(key: jax.Array, shape: Shape, dtype: Any, scale: float = 1.0) -> jax.Array:
+    """Normal with a standard deviation of 0.02, times a scale."""
+    return 0.02 * scale * jax.random.normal(key, shape, dtype)
+
+
+def check_sizes(owner: str, **sizes: int) -> None:
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"{owner}: {name} must be a positive whole number, got {size!r}.")
