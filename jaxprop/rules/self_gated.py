@@ -15,6 +15,8 @@ from jaxprop.rules.piecewise import hard_gate
 
 # Beyond this the probability is 0 or 1 in every dtype, and y is 0 or x.
 LIMIT = 1000.0
+# From here on mish's probability is 1 in every dtype; the exponential's fourth power is a float32.
+MISH_LIMIT = 21.0
 
 
 def silu_reference(x: jax.Array) -> jax.Array:
@@ -139,8 +141,9 @@ def mish_reference(x: jax.Array) -> jax.Array:
 
     Residuals: x (the argument); s and p are recomputed.
 
-    Numerics: computed in float32 at least, rounded once; log(1 + exp(x)) shifted by the larger
-        exponent. At -inf and inf y is 0 and inf, the gradient 0 and g.
+    Numerics: computed in float32 at least, rounded once. tanh(s) is w / (w + 2) with e = exp(x) and
+        w = e * (e + 2): an exponential and a quotient, where nothing cancels, in place of a
+        logarithm and a tanh. At -inf and inf y is 0 and inf, the gradient 0 and g.
 
     Raises:
         TypeError: where x is not floating.
@@ -148,8 +151,12 @@ def mish_reference(x: jax.Array) -> jax.Array:
     Source: Misra (2020), Mish: a self regularized non-monotonic activation function, equation 1.
     """
     x = floating("mish", "x", x)
-    gated = _with_limits(lambda x: x * jnp.tanh(jnp.logaddexp(x, 0.0)), up(x))  # F1 to F3
-    return gated.astype(x.dtype)
+
+    def gated(x: jax.Array) -> jax.Array:
+        _, w = _mish_gate(x)  # F1
+        return x * (w / (w + 2))  # F2, F3
+
+    return _with_limits(gated, up(x)).astype(x.dtype)
 
 
 def mish_forward(x: jax.Array) -> tuple[jax.Array, InputResiduals]:
@@ -158,10 +165,11 @@ def mish_forward(x: jax.Array) -> tuple[jax.Array, InputResiduals]:
 
 def mish_backward(res: InputResiduals, g: jax.Array) -> tuple[jax.Array]:
     x, g = _again(res.x), up(g)
-    s = jnp.logaddexp(x, 0.0)  # F1, recomputed
-    p = jnp.tanh(s)  # F2, recomputed
-    ds = (1 - p) * (1 + p) * x * g  # B1, B2
-    return (p * g - jnp.expm1(-s) * ds,)  # B3
+    x = jnp.minimum(x, MISH_LIMIT)  # the gradient is g from there on
+    e, w = _mish_gate(x)  # F1, F2, recomputed
+    # p is w / (w + 2), and (1 - exp(-s)) * (1 - p) * (1 + p) is 4 * (w - e) / (w + 2) ** 2.
+    slope = (w * (w + 2) + 4 * (w - e) * x) / ((w + 2) * (w + 2))
+    return (slope * g,)  # B1 to B3
 
 
 def hard_silu_reference(x: jax.Array) -> jax.Array:
@@ -251,6 +259,12 @@ def _normal(x: jax.Array, approximate: bool) -> jax.Array:
         u = sqrt(2 / pi) * (x + 0.044715 * x**3)  # F1
         return jax.nn.sigmoid(2 * u)  # F2
     return jax.scipy.special.erfc(-x / sqrt(2)) / 2  # F2
+
+
+def _mish_gate(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """e = exp(x) = exp(s) - 1, and w = e * (e + 2), of which tanh(s) is w / (w + 2)."""
+    e = jnp.exp(jnp.minimum(x, MISH_LIMIT))  # F1
+    return e, e * (e + 2)
 
 
 def _clipped(x: jax.Array) -> jax.Array:
