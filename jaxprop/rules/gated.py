@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxprop.precision import at_least_float32, floating, up
 from jaxprop.rule import Case, Rule
@@ -122,7 +123,7 @@ def swiglu_forward(value: jax.Array, gate: jax.Array) -> tuple[jax.Array, GatedR
 
 
 def swiglu_backward(res: GatedResiduals, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    value, gate, g = _wide(res.value, res.gate, g)
+    value, gate, g = _wide(res.value, _again(res.gate), g)
     h, saved = silu.forward(gate)  # F1, F2, recomputed
     return h * g, silu.backward(saved, value * g)[0]  # B1, B2 to B4
 
@@ -180,7 +181,7 @@ def geglu_forward(
 
 
 def geglu_backward(res: GegluResiduals, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    value, gate, g = _wide(res.value, res.gate, g)
+    value, gate, g = _wide(res.value, _again(res.gate), g)
     h, saved = gelu.forward(gate, approximate=res.approximate)  # F1, F2, recomputed
     return h * g, gelu.backward(saved, value * g)[0]  # B1, B2 to B4
 
@@ -246,6 +247,11 @@ def _wide(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     """All of them in the dtype to compute in."""
     dtype = at_least_float32(*(array.dtype for array in arrays))
     return tuple(array.astype(dtype) for array in arrays)
+
+
+def _again(gate: jax.Array) -> jax.Array:
+    """The gate, to compute p and h from once more; not from forward, in float32, kept till then."""
+    return lax.optimization_barrier(gate)  # so XLA does not know it for what forward read
 
 
 def glu_cases() -> list[Case]:
