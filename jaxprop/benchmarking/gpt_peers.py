@@ -89,12 +89,13 @@ def equinox_gpt(config: Gpt2Config, params: PyTree) -> Made:
         return eqx.tree_at(lambda m: (m.weight, m.bias), made, (p["gamma"], p["beta"]))
 
     def linear(w: jax.Array, b: jax.Array) -> Any:
-        made = eqx.nn.Linear(*w.shape, key=key)
+        made = eqx.nn.Linear(w.shape[0], w.shape[1], key=key)
         return eqx.tree_at(lambda m: (m.weight, m.bias), made, (w.T, b))
 
     def attention(p: PyTree) -> Any:
-        bias = dict.fromkeys(("query", "key", "value", "output"), True)
-        options = {f"use_{name}_bias": use for name, use in bias.items()}
+        options: dict[str, Any] = {
+            f"use_{name}_bias": True for name in ("query", "key", "value", "output")
+        }
         made = eqx.nn.MultiheadAttention(config.heads, width, key=key, **options)
         ws, bs = jnp.split(p["w_qkv"], 3, axis=1), jnp.split(p["b_qkv"], 3)
         parts = [linear(w, b) for w, b in zip(ws, bs, strict=True)]

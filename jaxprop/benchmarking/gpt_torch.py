@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,8 +28,8 @@ class Worker(NamedTuple):
     step: Callable[[], float]
 
 
-def start(config: Any, params: dict[str, np.ndarray], batch: dict[str, np.ndarray]) -> Worker:
-    """A worker with these parameters and this batch; it ends with this process."""
+def start(config: Any, params: Mapping[str, Any], batch: Mapping[str, Any]) -> Worker:
+    """A worker with these arrays by name as its parameters and batch; it ends with this process."""
     with tempfile.TemporaryDirectory() as folder:
         np.savez(Path(folder) / "params.npz", **params)
         np.savez(Path(folder) / "batch.npz", **batch)
@@ -52,14 +52,15 @@ def start(config: Any, params: dict[str, np.ndarray], batch: dict[str, np.ndarra
         asked.flush()
         return float(said.readline())
 
-    return Worker(*json.loads(first), step)
+    loss, norm = json.loads(first)
+    return Worker(loss, norm, step)
 
 
 def main(folder: Path) -> None:
     import torch
 
     config = json.loads((folder / "config.json").read_text())
-    params = {}
+    params: dict[tuple[str, int], Any] = {}
     for name, x in np.load(folder / "params.npz").items():
         # The blocks' parameters are stacked; here each block has its own.
         parts = enumerate(x) if name.startswith("blocks/") else [(0, x)]
