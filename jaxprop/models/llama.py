@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxprop.installing import PyTree, Saved
 from jaxprop.layers import Layer, Shape
 from jaxprop.models.transformer import (
+    Context,
     LanguageModel,
     check_sizes,
     language_model,
@@ -186,6 +187,7 @@ def block(config: LlamaConfig) -> Layer:
     norm = rms_norm.bind(eps=eps)
 
     def reference(params: PyTree, x: tuple, key: jax.Array | None = None) -> jax.Array:
+        _check_dropout(x[1])
         (h, context), p, f = x, params["attention"], params["feed_forward"]
         n = norm.reference(h, p["norm"])  # F1
         q = split_heads(linear.reference(n, p["w_q"], p.get("b_q")), heads)  # F2
@@ -202,6 +204,7 @@ def block(config: LlamaConfig) -> Layer:
     def forward(
         params: PyTree, x: tuple, key: jax.Array | None
     ) -> tuple[jax.Array, BlockResiduals]:
+        _check_dropout(x[1])
         (h, context), p, f = x, params["attention"], params["feed_forward"]
         n, _ = norm.forward(h, p["norm"])  # F1
         q = split_heads(linear.forward(n, p["w_q"], p.get("b_q"))[0], heads)  # F2
@@ -252,6 +255,13 @@ def block(config: LlamaConfig) -> Layer:
     reference.__name__ = "llama_block"
     reference.__doc__ = block.__doc__
     return Layer(reference, forward, backward, init=init)
+
+
+def _check_dropout(context: Context) -> None:
+    if context.dropout is not None:
+        raise ValueError(
+            "llama: has no dropout, got a rate. Leave it out of the inputs, or use gpt2."
+        )
 
 
 def _block_init(key: jax.Array, config: LlamaConfig, dtype: Any) -> PyTree:
