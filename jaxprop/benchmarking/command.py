@@ -102,6 +102,7 @@ def _entries(quick: bool) -> Iterator[tuple[str, Callable[[], Entry]]]:
     from jaxprop.benchmarking.rules_attention import attention_entries
     from jaxprop.benchmarking.rules_convolution import convolution_entries
     from jaxprop.benchmarking.rules_elementwise import elementwise_entries
+    from jaxprop.benchmarking.rules_linear import linear_entries
     from jaxprop.benchmarking.rules_losses import losses_entries
     from jaxprop.benchmarking.rules_normalisation import normalisation_entries
     from jaxprop.benchmarking.rules_recurrent import recurrent_entries
@@ -114,6 +115,7 @@ def _entries(quick: bool) -> Iterator[tuple[str, Callable[[], Entry]]]:
     yield from attention_entries(quick)
     yield from convolution_entries(quick)
     yield from elementwise_entries(quick)
+    yield from linear_entries(quick)
     yield from losses_entries(quick)
     yield from normalisation_entries(quick)
     yield from recurrent_entries(quick)
