@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +64,8 @@ def _widened(leaf: jax.Array) -> jax.Array:
 
 
 def _both(function: Way, args: tuple[PyTree, ...], g: PyTree) -> tuple[PyTree, list[jax.Array]]:
+    leaves: list[jax.Array]
+    structure: Any
     leaves, structure = jax.tree.flatten(args)
     places = [i for i, leaf in enumerate(leaves) if _is_floating(leaf)]
 

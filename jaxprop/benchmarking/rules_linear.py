@@ -45,7 +45,10 @@ def projection(name: str, dtype: str, rows: int, width: int) -> Entry:
 
     x = _x(dtype, rows, width).reshape(8, rows // 8, width)
     args = x, _w(1, width, width).reshape(width, heads, width // heads)
-    ways = {"automatic": plain, "by hand": jaxprop.projection.bind(equation=equation)}
+    ways: dict[str, Way] = {
+        "automatic": plain,
+        "by hand": jaxprop.projection.bind(equation=equation),
+    }
     return gradient_entry(name, ways, args)
 
 
