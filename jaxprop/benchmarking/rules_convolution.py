@@ -16,9 +16,11 @@ from jaxprop.benchmarking.steps import relative_error
 from jaxprop.benchmarking.timing import Contender, Entry, memory
 from jaxprop.installing import PyTree
 
-# How far values and gradients may lie from float64, of each one's largest. In bfloat16 automatic
-# differentiation adds up what is rounded already, which is what people train with.
+# How far values and gradients may lie from float64, of each one's largest.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
+# Automatic differentiation of bfloat16 code adds up the 25088 terms of a bias's gradient in
+# bfloat16, and is a fifth off. People train with that, so it is timed, and called far off.
+FAR_OFF = {"float32": 1e-4, "bfloat16": 0.5}
 
 Way = Callable[..., jax.Array]
 
@@ -225,8 +227,12 @@ def _entry(name: str, ways: Mapping[str, Way], *args: jax.Array) -> Entry:
     y = jax.eval_shape(ways["automatic"], *args)
     g = _normal(y.dtype, y.shape, 3)
     truth = _truth(ways["by hand"], args, g)
-    contenders = {way: _contender(function, args, g, truth) for way, function in ways.items()}
-    return Entry(name, tuple(way for way in ways if way != "by hand"), contenders)
+    baselines = tuple(way for way in ways if way != "by hand")
+    contenders = {
+        way: _contender(function, args, g, truth, FAR_OFF if way in baselines else TOLERANCE)
+        for way, function in ways.items()
+    }
+    return Entry(name, baselines, contenders)
 
 
 def _both(function: Way, args: tuple[jax.Array, ...], g: jax.Array) -> tuple[PyTree, PyTree]:
@@ -244,21 +250,25 @@ def _truth(function: Way, args: tuple[jax.Array, ...], g: jax.Array) -> PyTree:
 
 
 def _contender(
-    function: Way, args: tuple[jax.Array, ...], g: jax.Array, truth: PyTree
+    function: Way,
+    args: tuple[jax.Array, ...],
+    g: jax.Array,
+    truth: PyTree,
+    allowed: Mapping[str, float],
 ) -> Contender:
     started = time.perf_counter()
     compiled = jax.jit(partial(_both, function)).lower(args, g).compile()
     seconds = time.perf_counter() - started
     error = relative_error(compiled(args, g), truth)
-    tolerance = TOLERANCE[g.dtype.name]
+    words = "error" if error < TOLERANCE[g.dtype.name] else "far off"
 
     def run() -> None:
         jax.block_until_ready(compiled(args, g))
 
     return Contender(
         run,
-        f"relative error {error:.2g}" if not error < tolerance else "",
+        f"relative error {error:.2g}" if not error < allowed[g.dtype.name] else "",
         seconds,
-        result=f"error {error:.1e}",
+        result=f"{words} {error:.1e}",
         **memory(compiled),
     )
