@@ -114,6 +114,8 @@ def linear_token_log_probs_reference(
 
     Residuals: those of the recompute variant of linear_cross_entropy, of which y is minus the
         value: the arguments, and two numbers per token.
+        Slower than automatic differentiation (1.2 of its time on a CPU), because h @ w is taken
+        again in the backward: four products of N x V where held logits need three.
 
     Numerics: those of linear_cross_entropy.
 
