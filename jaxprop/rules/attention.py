@@ -28,7 +28,7 @@ def attention_reference(
     window: int | None = None,
     soft_cap: float | None = None,
     query_offset: int | None = None,
-    block_size: int = 128,
+    block_size: int = 512,
 ) -> jax.Array:
     """Mean of the values, weighted by softmax(scale * q @ k.T), for every head.
 
@@ -70,8 +70,10 @@ def attention_reference(
         soft_cap: bounds the scaled scores to (-soft_cap, soft_cap).
         query_offset: the position of the first query among the keys, for causal and window. None
             for S - T: the last query is at the last key, as in decoding from a cache.
-        block_size: a tile has about block_size ** 2 entries per head; tiles out of reach by
-            position are never computed. None of the outputs depends on it.
+        block_size: a tile of scores has at most about block_size ** 2 entries per example: of
+            one key head and the query heads it serves, or of several where sequences are short,
+            fewer where a window is narrow. Tiles out of reach by position are never computed.
+            None of the outputs depends on it.
 
     Returns:
         out: q's shape and dtype.

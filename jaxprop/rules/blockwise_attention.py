@@ -1,4 +1,4 @@
-"""Attention in tiles: some queries against some keys, so that T x S is never held.
+"""Attention in tiles: queries of some heads against some keys, so that T x S is never held.
 
 The softmax of a row is gathered tile by tile: its maximum and total so far, and the weighted sum
 of values that belongs to them, all rescaled when the maximum grows. Backward rebuilds the
@@ -7,6 +7,7 @@ they would be off by the rounding of that number, as much as the scores are larg
 computes is marked with the lines of `attention`, whose mathematics it is.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from jaxprop.rules.attention_operands import Operands, Reach
 class Tile(NamedTuple):
     """Where a tile begins, and the first row and column of it that no tile before it has."""
 
+    head: jax.Array
     q_start: jax.Array
     q_new: jax.Array
     k_start: jax.Array
@@ -33,28 +35,36 @@ class Tile(NamedTuple):
 class Tiles(NamedTuple):
     """All tiles of one size that are not wholly out of reach, one after the other."""
 
+    heads: int  # key heads, with the query heads they serve
     queries: int
     keys: int
     starts: Tile
 
 
-def tiles_of(queries: int, keys: int, reach: Reach, block_size: int) -> Tiles:
-    """Cut T x S into tiles of about block_size ** 2 entries.
+def tiles_of(
+    queries: int, keys: int, reach: Reach, block_size: int, key_heads: int = 1, groups: int = 1
+) -> Tiles:
+    """Cut T x S of every head into tiles of about block_size ** 2 entries.
 
-    All have the same size: the last ones reach back into those before them.
+    A tile is of one key head with the `groups` query heads that share it, for one large product
+    is faster than several small ones; or of several, as many as fit a quarter of the entries. All
+    tiles have the same size: the last ones reach back into those before them.
     """
-    if not queries or not keys:
-        return Tiles(queries, keys, Tile(*np.zeros((4, 0), np.int32)))
-    area = block_size * block_size
-    wide = min(keys, area // min(queries, block_size))
-    m, n = _even(queries, min(queries, area // wide)), _even(keys, wide)
+    if not queries or not keys or not key_heads:
+        return Tiles(key_heads, queries, keys, Tile(*np.zeros((5, 0), np.int32)))
+    area = max(1, block_size * block_size // groups)
+    wide = min(keys, max(1, area // min(queries, ceil(block_size / groups))))
+    m, n = _even(queries, min(queries, max(1, area // wide))), _even(keys, wide)
+    most = max(1, area // (4 * m * n))
+    heads = max(d for d in range(1, key_heads + 1) if key_heads % d == 0 and d <= most)
     starts = [
-        (min(i, queries - m), i, min(j, keys - n), j)
+        (head, min(i, queries - m), i, min(j, keys - n), j)
+        for head in range(0, key_heads, heads)
         for i in range(0, queries, m)
         for j in range(0, keys, n)
         if reach.sees_any(i, min(i + m, queries) - 1, j, min(j + n, keys) - 1)
     ]
-    return Tiles(m, n, Tile(*np.array(starts, np.int32).reshape(-1, 4).T))
+    return Tiles(heads, m, n, Tile(*np.array(starts, np.int32).reshape(-1, 5).T))
 
 
 def _even(length: int, block: int) -> int:
@@ -62,10 +72,22 @@ def _even(length: int, block: int) -> int:
     return ceil(length / ceil(length / block))
 
 
+def _tiles(o: Operands) -> Tiles:
+    queries, heads = o.q.shape[1:3]
+    groups, block_size = heads // o.key_heads, o.block_size
+    if o.reach.window is not None and not _is_short(o):  # of large tiles most would be out of reach
+        block_size = min(block_size, max(128, o.reach.window // 2))
+    return tiles_of(queries, o.k.shape[1], o.reach, block_size, o.key_heads, groups)
+
+
+def _is_short(o: Operands) -> bool:
+    return o.q.shape[1] * o.k.shape[1] <= o.block_size**2
+
+
 @jax.jit  # so that a call outside of jit compiles its loop once
 def forward_in_tiles(o: Operands) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(out, each row's largest z, its total), (B, T, H, D) and twice (B, T, H, 1)."""
-    tiles = tiles_of(o.q.shape[1], o.k.shape[1], o.reach, o.block_size)
+    tiles = _tiles(o)
 
     def step(whole: list[jax.Array], starts: Tile) -> tuple[list[jax.Array], None]:
         tile = _Tile(o, tiles, starts)
@@ -82,7 +104,7 @@ def forward_in_tiles(o: Operands) -> tuple[jax.Array, jax.Array, jax.Array]:
 
     nothing = accumulator(o.q, o.arrays)
     column = nothing[..., :1]
-    whole, _ = lax.scan(step, [nothing, column, column - jnp.inf], tiles.starts)
+    whole = _over_tiles(step, [nothing, column, column - jnp.inf], o, tiles)
     weighted, total, largest = whole
     total = jnp.where(total > 0, total, 1)
     return (weighted / total).astype(o.q.dtype), _finite(largest), total  # F6, F7
@@ -97,8 +119,11 @@ def backward_in_tiles(
     The sum of dp * p over a row is taken as it stands where a tile holds whole rows, and else, as
     B3 has it, from out: it must be known before the row's first tile is left.
     """
-    tiles = tiles_of(o.q.shape[1], o.k.shape[1], o.reach, o.block_size)
-    delta = jnp.sum(up(g) * up(out), axis=-1, keepdims=True)  # B3, times -total
+    tiles = _tiles(o)
+    # As a product: XLA's sum over the last of four axes takes ten times as long on a CPU.
+    exact = lax.Precision.HIGHEST
+    delta = jnp.einsum("bthd,bthd->bth", up(g), up(out), precision=exact)  # B3, times -total
+    delta = delta[..., None]
     whole_rows = tiles.keys == o.k.shape[1]
 
     def step(whole: list[Any], starts: Tile) -> tuple[list, None]:
@@ -122,9 +147,18 @@ def backward_in_tiles(
     start: list[Any] = [
         None if x is None else accumulator(x, terms) for x in (o.q, o.k, o.v, o.bias)
     ]
-    (dq, dk, dv, dbias), _ = lax.scan(step, start, tiles.starts)
+    dq, dk, dv, dbias = _over_tiles(step, start, o, tiles)
     dscale = jnp.sum(up(o.q) * dq)  # B8
     return o.scale * dq, o.scale * dk, dv, dscale, dbias
+
+
+def _over_tiles(step: Callable, start: list[Any], o: Operands, tiles: Tiles) -> list[Any]:
+    """What the steps make of the start.
+
+    Short sequences take four tiles at a time, whose products XLA then runs side by side: at T=512
+    that saves a quarter of the time, for the memory of four tiles.
+    """
+    return lax.scan(step, start, tiles.starts, unroll=4 if _is_short(o) else 1)[0]
 
 
 def _finite(largest: jax.Array) -> jax.Array:
@@ -136,8 +170,8 @@ def _finite(largest: jax.Array) -> jax.Array:
 class _Tile:
     """One tile: what it reads of whole arrays, and writes into them.
 
-    Its rows are (B, KV, G * queries, D) and (B, KV, keys, D): the G query heads that share a
-    key head lie side by side, so that every product is one of matrices.
+    Its rows are (B, heads, G * queries, D) and (B, heads, keys, D): the G query heads that share
+    a key head lie side by side, so that every product is one of matrices.
     """
 
     o: Operands
@@ -151,12 +185,16 @@ class _Tile:
         return self._rows(x, self.starts.k_start, self.tiles.keys)
 
     def _rows(self, x: jax.Array, start: jax.Array, size: int) -> jax.Array:
-        batch, _, heads, width = x.shape
-        groups = heads // self.o.key_heads
-        rows = lax.dynamic_slice_in_dim(x, start, size, axis=1)
-        rows = rows.reshape(batch, size, self.o.key_heads, groups, width)
-        rows = rows.transpose(0, 2, 3, 1, 4)
-        return rows.reshape(batch, self.o.key_heads, groups * size, width)
+        x = self._by_key_head(x)
+        batch, _, _, groups, width = x.shape
+        starts = (0, start, self.starts.head, 0, 0)
+        rows = _slice(x, starts, (batch, size, self.tiles.heads, groups, width))
+        return rows.transpose(0, 2, 3, 1, 4).reshape(batch, self.tiles.heads, groups * size, width)
+
+    def _by_key_head(self, x: jax.Array) -> jax.Array:
+        """(B, T, H, D) as (B, T, KV, G, D)."""
+        batch, length, heads, width = x.shape
+        return x.reshape(batch, length, self.o.key_heads, heads // self.o.key_heads, width)
 
     def set_queries(self, x: jax.Array, rows: jax.Array) -> jax.Array:
         return self._set_rows(x, rows, self.starts.q_start, self.tiles.queries)
@@ -165,10 +203,11 @@ class _Tile:
         return self._set_rows(x, rows, self.starts.k_start, self.tiles.keys)
 
     def _set_rows(self, x: jax.Array, rows: jax.Array, start: jax.Array, size: int) -> jax.Array:
-        batch, _, heads, width = x.shape
-        rows = rows.reshape(batch, self.o.key_heads, heads // self.o.key_heads, size, width)
-        rows = rows.transpose(0, 3, 1, 2, 4).reshape(batch, size, heads, width)
-        return lax.dynamic_update_slice_in_dim(x, rows, start, axis=1)
+        whole = self._by_key_head(x)
+        batch, _, _, groups, width = whole.shape
+        rows = rows.reshape(batch, self.tiles.heads, groups, size, width)
+        rows = rows.transpose(0, 3, 1, 2, 4)
+        return _update(whole, rows, (0, start, self.starts.head, 0, 0)).reshape(x.shape)
 
     def scores(self) -> tuple[jax.Array, jax.Array]:
         """(c, z) of this tile; z is -inf where the query does not see the key."""
@@ -177,16 +216,16 @@ class _Tile:
         c = s if o.soft_cap is None else o.soft_cap * jnp.tanh(s / o.soft_cap)  # F2
         z = self._by_head(c)
         if o.bias is not None:
-            z = z + self._grouped(up(self._entries(o.bias)))  # F3
+            z = z + up(self._entries(o.bias))  # F3
         return c, jnp.where(self._visible(), z, -jnp.inf).reshape(c.shape)
 
     def _by_head(self, x: jax.Array) -> jax.Array:
-        """(B, KV, G * queries, keys) as (B, KV, G, queries, keys)."""
-        batch, key_heads, rows, keys = x.shape
-        return x.reshape(batch, key_heads, rows // self.tiles.queries, self.tiles.queries, keys)
+        """(B, heads, G * queries, keys) as (B, heads, G, queries, keys)."""
+        batch, heads, rows, keys = x.shape
+        return x.reshape(batch, heads, rows // self.tiles.queries, self.tiles.queries, keys)
 
     def _grouped(self, x: jax.Array) -> jax.Array:
-        """(B, H, queries, keys) as (B, KV, G, queries, keys), any of the axes 1."""
+        """(B, H, T, S) as (B, KV, G, T, S), any of the axes 1."""
         batch, heads, *entries = x.shape
         by_head = (1, 1) if heads == 1 else (self.o.key_heads, heads // self.o.key_heads)
         return x.reshape(batch, *by_head, *entries)
@@ -202,28 +241,35 @@ class _Tile:
             q = lax.dynamic_slice_in_dim(o.q_segments, starts.q_start, self.tiles.queries, 1)
             k = lax.dynamic_slice_in_dim(o.k_segments, starts.k_start, self.tiles.keys, 1)
             seen = seen & (q[:, None, None, :, None] == k[:, None, None, None, :])
-        return seen if o.mask is None else seen & self._grouped(self._entries(o.mask))
+        return seen if o.mask is None else seen & self._entries(o.mask)
 
     def _entries(self, x: jax.Array) -> jax.Array:
         """This tile's entries of a mask or bias; an axis of length 1 stays."""
-        (q_start, queries), (k_start, keys) = self._span(x)
-        x = lax.dynamic_slice_in_dim(x, q_start, queries, axis=2)
-        return lax.dynamic_slice_in_dim(x, k_start, keys, axis=3)
+        return _slice(self._grouped(x), *self._span(self._grouped(x)))
 
     def _span(self, x: jax.Array) -> tuple[tuple, tuple]:
-        """(start, size) along T and S, where x has them."""
-        all_of_one = (jnp.int32(0), 1)
+        """The starts and sizes of this tile's part of (B, KV, G, T, S), any of the axes 1."""
+        tiles, starts = self.tiles, self.starts
+        tile_starts = (0, starts.head, 0, starts.q_start, starts.k_start)
+        sizes = (x.shape[0], tiles.heads, x.shape[2], tiles.queries, tiles.keys)
+        whole = [n == 1 for n in x.shape]
         return (
-            all_of_one if x.shape[2] == 1 else (self.starts.q_start, self.tiles.queries),
-            all_of_one if x.shape[3] == 1 else (self.starts.k_start, self.tiles.keys),
+            tuple(0 if one else start for one, start in zip(whole, tile_starts, strict=True)),
+            tuple(1 if one else size for one, size in zip(whole, sizes, strict=True)),
         )
 
     def add_entries(self, total: jax.Array, dz: jax.Array) -> jax.Array:
         """The total of a bias's cotangent and this tile's, summed over what the bias broadcasts."""
-        (q_start, _), (k_start, _) = self._span(total)
-        old = self._entries(total)
-        dz = self._by_head(dz)
-        shape = self._grouped(old).shape
-        axes = tuple(i for i, n in enumerate(shape) if n == 1)
-        new = old + jnp.sum(dz, axis=axes, keepdims=True).reshape(old.shape)
-        return lax.dynamic_update_slice(total, new, (jnp.int32(0), jnp.int32(0), q_start, k_start))
+        whole = self._grouped(total)
+        starts, sizes = self._span(whole)
+        axes = tuple(i for i, n in enumerate(sizes) if n == 1)
+        new = _slice(whole, starts, sizes) + jnp.sum(self._by_head(dz), axis=axes, keepdims=True)
+        return _update(whole, new, starts).reshape(total.shape)
+
+
+def _slice(x: jax.Array, starts: tuple, sizes: tuple[int, ...]) -> jax.Array:
+    return lax.dynamic_slice(x, tuple(map(jnp.int32, starts)), sizes)
+
+
+def _update(x: jax.Array, part: jax.Array, starts: tuple) -> jax.Array:
+    return lax.dynamic_update_slice(x, part, tuple(map(jnp.int32, starts)))

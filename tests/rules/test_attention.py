@@ -202,7 +202,7 @@ def test_tiles_hold_every_entry_in_reach_once_and_none_is_without_one(
         seen = np.asarray(reach.sees(np.arange(lengths[0])[:, None], np.arange(lengths[1])))
         tiles = tiles_of(*lengths, reach, block_size)
         held = np.zeros(lengths, int)
-        for q_start, q_new, k_start, k_new in zip(*tiles.starts, strict=True):
+        for _, q_start, q_new, k_start, k_new in zip(*tiles.starts, strict=True):
             new = np.s_[q_new : q_start + tiles.queries, k_new : k_start + tiles.keys]
             held[new] += 1
             assert seen[new].any()
@@ -222,6 +222,27 @@ def test_tiles_out_of_reach_are_not_computed() -> None:
 def test_one_tile_holds_many_keys_of_few_queries() -> None:
     tiles = tiles_of(1, 10_000, Reach(True, None, 9_999), 128)
     assert (tiles.queries, tiles.keys) == (1, 10_000)
+
+
+def test_a_tile_is_of_several_heads_where_sequences_are_short_and_of_one_where_long() -> None:
+    def cut(length: int, key_heads: int = 6, groups: int = 1) -> tuple[int, int, int, list]:
+        tiles = tiles_of(length, length, Reach(False, None, 0), 128, key_heads, groups)
+        return tiles.heads, tiles.queries, tiles.keys, sorted(set(tiles.starts.head.tolist()))
+
+    assert cut(16) == (6, 16, 16, [0])
+    assert cut(32) == (3, 32, 32, [0, 3])
+    assert cut(64) == (1, 64, 64, [0, 1, 2, 3, 4, 5])
+    assert cut(256) == (1, 128, 128, [0, 1, 2, 3, 4, 5])
+    assert cut(256, key_heads=2, groups=4) == (1, 32, 128, [0, 1])
+
+
+def test_every_head_is_cut_into_the_same_tiles() -> None:
+    tiles = tiles_of(300, 300, Reach(True, None, 0), 128, key_heads=3)
+    by_head: list[set] = [set() for _ in range(3)]
+    for head, *starts in zip(*tiles.starts, strict=True):
+        by_head[head].add(tuple(starts))
+    assert by_head[0] == by_head[1] == by_head[2]
+    assert sum(map(len, by_head)) == len(tiles.starts.head)
 
 
 @pytest.mark.slow
@@ -258,7 +279,7 @@ def intermediates(jaxpr: Any) -> Iterator[jax.core.ShapedArray]:
 def test_no_array_grows_with_the_square_of_the_length() -> None:
     def largest(length: int) -> int:
         q = jnp.zeros((1, length, 2, 4))
-        program = jax.make_jaxpr(lambda q: both(q, q, q, causal=True))(q)
+        program = jax.make_jaxpr(lambda q: both(q, q, q, causal=True, block_size=128))(q)
         return max(aval.size for aval in intermediates(program.jaxpr))
 
     assert largest(2048) <= 2 * 128 * 128
@@ -288,7 +309,7 @@ def test_bfloat16_is_no_worse_than_automatic_differentiation_of_plain_code() -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [512, 1024, 2048])
-@pytest.mark.parametrize("block_size", [128, 2048])
+@pytest.mark.parametrize("block_size", [128, 512, 2048])
 def test_float32_under_jit_is_right_at_the_lengths_people_use(length: int, block_size: int) -> None:
     """XLA has miscompiled a right backward at these, for some cotangents and not for others."""
     q, k, v = (normal(seed, 1, length, 2, 64) for seed in (0, 1, 2))
