@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jaxprop.verification import verify
-from tests.tolerances import tolerance
+from tests.tolerances import assert_near, tolerance
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -33,6 +33,12 @@ def test_the_readmes_examples_run_in_order(capsys: pytest.CaptureFixture[str]) -
     assert "dx = g * tanh(x)" in printed
     assert "nan" in printed
     assert "g after f'" in printed
+
+
+@pytest.mark.slow
+def test_the_transformers_chapter_runs_and_its_gradients_are_jaxs() -> None:
+    found = run((ROOT / "docs" / "transformer.md").read_text(), "transformer")
+    assert_near(found["dparams"], found["plain"], reduced=64)
 
 
 def test_commands_make_their_own_environment() -> None:

@@ -4,6 +4,7 @@
 D = C / H, F the width of the feed-forward layer.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from jaxprop.installing import PyTree, Saved
 from jaxprop.layers import Layer, Shape
 from jaxprop.models.transformer import (
+    Attend,
     Context,
     LanguageModel,
     check_sizes,
@@ -25,6 +27,7 @@ from jaxprop.models.transformer import (
     two_keys,
 )
 from jaxprop.repetition import repeat
+from jaxprop.rule import Rule
 from jaxprop.rules.attention import attention
 from jaxprop.rules.dropout import dropout
 from jaxprop.rules.layer_norm import layer_norm
@@ -67,6 +70,11 @@ class Gpt2Config:
             )
 
     @property
+    def key_shape(self) -> tuple[int, int]:
+        """(H, D)."""
+        return self.heads, self.width // self.heads
+
+    @property
     def feed_forward(self) -> int:
         return 4 * self.width if self.hidden is None else self.hidden
 
@@ -95,7 +103,7 @@ def gpt2(config: Gpt2Config) -> LanguageModel:
         2.3. Dropout is after the embedding and on both branches; not on attention's weights.
     """
     blocks = repeat(block(config), config.depth, save=config.save)
-    return language_model(config, blocks, final_norm(config), _init)
+    return language_model(config, blocks, final_norm(config), block_reference, _init)
 
 
 def final_norm(config: Gpt2Config) -> Layer:
@@ -115,6 +123,36 @@ def final_norm(config: Gpt2Config) -> Layer:
         return _norm_init(x_shape[-1], dtype)
 
     return Layer(norm, forward, backward, init=init)
+
+
+def block_reference(
+    config: Gpt2Config,
+    params: PyTree,
+    h: jax.Array,
+    positions: jax.Array,
+    attend: Attend,
+    dropped: Callable[[jax.Array], jax.Array] = lambda x: x,
+) -> jax.Array:
+    """`block` in plain JAX, line for line.
+
+    attend(q, k, v) is its F3, with a cache or without; dropped(x) is dropout in F4, then in F8.
+    Positions are in h already.
+    """
+    p, f = params["attention"], params["feed_forward"]
+    norm, bend = _bound(config)
+    n = norm.reference(h, p["norm"]["gamma"], p["norm"]["beta"])  # F1
+    q, k, v = _three(linear.reference(n, p["w_qkv"], p["b_qkv"]), config.heads)  # F2
+    a = attend(q, k, v)  # F3
+    u = h + dropped(linear.reference(merge_heads(a), p["w_o"], p["b_o"]))  # F4
+    m = norm.reference(u, f["norm"]["gamma"], f["norm"]["beta"])  # F5
+    z = linear.reference(m, f["w_in"], f["b_in"])  # F6
+    s = bend.reference(z)  # F7
+    return u + dropped(linear.reference(s, f["w_out"], f["b_out"]))  # F8
+
+
+def _bound(config: Gpt2Config) -> tuple[Rule, Rule]:
+    """The rules of F1 and F7, their options fixed."""
+    return layer_norm.bind(eps=config.eps), gelu.bind(approximate=True)
 
 
 class BlockResiduals(NamedTuple):
@@ -162,22 +200,21 @@ def block(config: Gpt2Config) -> Layer:
         made from; the masks of dropout are drawn again from the key.
     """
     heads = config.heads
-    norm = layer_norm.bind(eps=config.eps)
+    norm, bend = _bound(config)
     attend = attention.bind(causal=True)
-    bend = gelu.bind(approximate=True)
 
     def reference(params: PyTree, x: tuple, key: jax.Array | None = None) -> jax.Array:
-        (h, context), p, f = x, params["attention"], params["feed_forward"]
-        key_1, key_2 = two_keys(key)
-        n = norm.reference(h, p["norm"]["gamma"], p["norm"]["beta"])  # F1
-        q, k, v = _three(linear.reference(n, p["w_qkv"], p["b_qkv"]), heads)  # F2
-        a = attend.reference(q, k, v, **segments_of(context))  # F3
-        branch = linear.reference(merge_heads(a), p["w_o"], p["b_o"])
-        u = h + _dropped(branch, context, key_1)  # F4
-        m = norm.reference(u, f["norm"]["gamma"], f["norm"]["beta"])  # F5
-        z = linear.reference(m, f["w_in"], f["b_in"])  # F6
-        s = bend.reference(z)  # F7
-        return u + _dropped(linear.reference(s, f["w_out"], f["b_out"]), context, key_2)  # F8
+        h, context = x
+        keys = iter(two_keys(key))
+
+        def sees(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            return attend.reference(q, k, v, **segments_of(context))
+
+        def dropped(x: jax.Array) -> jax.Array:
+            key = next(keys)
+            return x if context.dropout is None else dropout.reference(x, context.dropout, key)
+
+        return block_reference(config, params, h, context.positions, sees, dropped)
 
     def forward(
         params: PyTree, x: tuple, key: jax.Array | None
@@ -235,10 +272,6 @@ def block(config: Gpt2Config) -> Layer:
 def _three(qkv: jax.Array, heads: int) -> list[jax.Array]:
     """(B, T, 3 C) as q, k and v, each (B, T, H, D)."""
     return [split_heads(x, heads) for x in jnp.split(qkv, 3, axis=-1)]
-
-
-def _dropped(x: jax.Array, context: Context, key: jax.Array | None) -> jax.Array:
-    return x if context.dropout is None else dropout.reference(x, context.dropout, key)
 
 
 def _drop_forward(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxprop.installing import PyTree, Saved
 from jaxprop.layers import Layer, Shape
 from jaxprop.models.transformer import (
+    Attend,
     Context,
     LanguageModel,
     check_sizes,
@@ -25,6 +26,7 @@ from jaxprop.models.transformer import (
     split_heads,
 )
 from jaxprop.repetition import repeat
+from jaxprop.rule import Rule
 from jaxprop.rules.attention import attention
 from jaxprop.rules.gated import swiglu
 from jaxprop.rules.layer_norm import rms_norm
@@ -88,6 +90,11 @@ class LlamaConfig:
         return self.width // self.heads if self.head_size is None else self.head_size
 
     @property
+    def key_shape(self) -> tuple[int, int]:
+        """(K, D)."""
+        return self.key_heads_or_heads, self.size
+
+    @property
     def key_heads_or_heads(self) -> int:
         return self.heads if self.key_heads is None else self.key_heads
 
@@ -112,7 +119,7 @@ def llama(config: LlamaConfig) -> LanguageModel:
     Source: Touvron et al. (2023), LLaMA; grouped query heads: Ainslie et al. (2023), GQA.
     """
     blocks = repeat(block(config), config.depth, save=config.save)
-    return language_model(config, blocks, final_norm(config), _init)
+    return language_model(config, blocks, final_norm(config), block_reference, _init)
 
 
 def final_norm(config: LlamaConfig) -> Layer:
@@ -132,6 +139,31 @@ def final_norm(config: LlamaConfig) -> Layer:
         return jnp.ones(x_shape[-1:], dtype)
 
     return Layer(norm, forward, backward, init=init)
+
+
+def block_reference(
+    config: LlamaConfig, params: PyTree, h: jax.Array, positions: jax.Array, attend: Attend
+) -> jax.Array:
+    """`block` in plain JAX, line for line; attend(q, k, v) is its F4, with a cache or without."""
+    p, f = params["attention"], params["feed_forward"]
+    heads, key_heads = config.heads, config.key_heads_or_heads
+    norm, turned = _bound(config)
+    n = norm.reference(h, p["norm"])  # F1
+    q = split_heads(linear.reference(n, p["w_q"], p.get("b_q")), heads)  # F2
+    k = split_heads(linear.reference(n, p["w_k"], p.get("b_k")), key_heads)
+    v = split_heads(linear.reference(n, p["w_v"], p.get("b_v")), key_heads)
+    q, k = (turned.reference(x, positions) for x in (q, k))  # F3
+    a = attend(q, k, v)  # F4
+    u = h + linear.reference(merge_heads(a), p["w_o"])  # F5
+    m = norm.reference(u, f["norm"])  # F6
+    value, gate = linear.reference(m, f["w_up"]), linear.reference(m, f["w_gate"])  # F7
+    s = swiglu.reference(value, gate)  # F8
+    return u + linear.reference(s, f["w_down"])  # F9
+
+
+def _bound(config: LlamaConfig) -> tuple[Rule, Rule]:
+    """The rules of F1 and F3, their options fixed."""
+    return rms_norm.bind(eps=config.eps), rotary.bind(base=config.base, scaling=config.scaling)
 
 
 class BlockResiduals(NamedTuple):
@@ -181,25 +213,18 @@ def block(config: LlamaConfig) -> Layer:
     Residuals: BlockResiduals. n, m and s are cheap to make again (a norm, a product of numbers)
         and are as large as what they are made from.
     """
-    heads, key_heads, eps = config.heads, config.key_heads_or_heads, config.eps
-    turned = rotary.bind(base=config.base, scaling=config.scaling)
+    heads, key_heads = config.heads, config.key_heads_or_heads
+    norm, turned = _bound(config)
     attend = attention.bind(causal=True, window=config.window)
-    norm = rms_norm.bind(eps=eps)
 
     def reference(params: PyTree, x: tuple, key: jax.Array | None = None) -> jax.Array:
-        _check_dropout(x[1])
-        (h, context), p, f = x, params["attention"], params["feed_forward"]
-        n = norm.reference(h, p["norm"])  # F1
-        q = split_heads(linear.reference(n, p["w_q"], p.get("b_q")), heads)  # F2
-        k = split_heads(linear.reference(n, p["w_k"], p.get("b_k")), key_heads)
-        v = split_heads(linear.reference(n, p["w_v"], p.get("b_v")), key_heads)
-        q, k = (turned.reference(z, context.positions) for z in (q, k))  # F3
-        a = attend.reference(q, k, v, **segments_of(context))  # F4
-        u = h + linear.reference(merge_heads(a), p["w_o"])  # F5
-        m = norm.reference(u, f["norm"])  # F6
-        value, gate = linear.reference(m, f["w_up"]), linear.reference(m, f["w_gate"])  # F7
-        s = swiglu.reference(value, gate)  # F8
-        return u + linear.reference(s, f["w_down"])  # F9
+        h, context = x
+        _check_dropout(context)
+
+        def sees(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            return attend.reference(q, k, v, **segments_of(context))
+
+        return block_reference(config, params, h, context.positions, sees)
 
     def forward(
         params: PyTree, x: tuple, key: jax.Array | None

@@ -21,6 +21,8 @@ from jaxprop.rules.embedding import embedding
 from jaxprop.rules.linear import linear, tied_unembedding
 from jaxprop.rules.linear_cross_entropy import linear_cross_entropy
 
+# attention(q, k, v) -> a, as a block of plain JAX calls it.
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 # The label of a token that is not counted: padding, or a prompt.
 IGNORED = -1
 
@@ -59,6 +61,8 @@ class LanguageModel:
     network: the rule (params, inputs, key=None) -> logits (B, T, V), all of them.
     cost:    the rule J(params, inputs, labels, key=None), the mean of -log p(label) in nats over
              the labels that are not -1, of which the logits are never whole.
+    block, norm: the parts in plain JAX, for decoding: block(config, params, h, positions, attend)
+             and a layer.
     """
 
     config: Any
@@ -66,10 +70,16 @@ class LanguageModel:
     hidden: Layer
     network: Layer
     cost: Rule
+    block: Callable[..., jax.Array]
+    norm: Layer
 
 
 def language_model(
-    config: Any, blocks: Layer, norm: Layer, init: Callable[..., PyTree]
+    config: Any,
+    blocks: Layer,
+    norm: Layer,
+    block: Callable[..., jax.Array],
+    init: Callable[..., PyTree],
 ) -> LanguageModel:
     """Make a language model of its blocks and its last norm.
 
@@ -77,6 +87,7 @@ def language_model(
         config: has `vocabulary`, `width`, `tied` and `dtype`.
         blocks: a Layer over (params["blocks"], (h, Context)).
         norm: a Layer over (params["norm"], h).
+        block: one block in plain JAX, (config, params, h, positions, attend) -> h.
         init: (key, config, blocks, dtype) -> params: "embedding", "blocks", "norm", "head" unless
             tied, and "positions" where positions are learned and added to the embedding.
     """
@@ -85,7 +96,7 @@ def language_model(
         return init(key, config, blocks, dtype)
 
     hidden = _hidden(config, blocks, norm, make)
-    return LanguageModel(config, make, hidden, _network(hidden, make), _cost(hidden))
+    return LanguageModel(config, make, hidden, _network(hidden, make), _cost(hidden), block, norm)
 
 
 class EmbeddedResiduals(NamedTuple):
@@ -119,10 +130,7 @@ def _hidden(config: Any, blocks: Layer, norm: Layer, make: Callable[..., PyTree]
 
     def reference(params: PyTree, x: Inputs, key: jax.Array | None = None) -> jax.Array:
         context, (of_h, of_blocks) = _context(params, x), two_keys(key)
-        h = embedding.reference(x.tokens, params["embedding"])  # F1
-        if "positions" in params:
-            h = h + embedding.reference(context.positions, params["positions"])
-        h = h.astype(config.dtype or h.dtype)
+        h = embedded(config, params, x.tokens, context.positions)  # F1
         if x.dropout is not None:
             h = dropout.reference(h, x.dropout, of_h)
         h = blocks.reference(params["blocks"], (h, context), of_blocks)  # F2
@@ -167,6 +175,21 @@ def _hidden(config: Any, blocks: Layer, norm: Layer, make: Callable[..., PyTree]
     return Layer(reference, forward, backward, init=init)
 
 
+def embedded(config: Any, params: PyTree, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+    """h_0 in plain JAX: the tokens' rows, and those of learned positions where there are any."""
+    h = embedding.reference(tokens, params["embedding"])
+    if "positions" in params:
+        h = h + embedding.reference(positions, params["positions"])
+    return h.astype(config.dtype or h.dtype)
+
+
+def logits_of(params: PyTree, h: jax.Array) -> jax.Array:
+    """The last layer in plain JAX, tied or not."""
+    if "head" in params:
+        return linear.reference(h, params["head"])
+    return tied_unembedding.reference(h, params["embedding"])
+
+
 class NetworkResiduals(NamedTuple):
     hidden: Saved
     head: Saved
@@ -183,9 +206,7 @@ def _network(hidden: Layer, make: Callable[..., PyTree]) -> Layer:
 
     def reference(params: PyTree, x: Inputs, key: jax.Array | None = None) -> jax.Array:
         h = hidden.reference(without_head(params), x, key)  # F1
-        if "head" in params:
-            return linear.reference(h, params["head"])  # F2
-        return tied_unembedding.reference(h, params["embedding"])
+        return logits_of(params, h)  # F2
 
     def forward(
         params: PyTree, x: Inputs, key: jax.Array | None
