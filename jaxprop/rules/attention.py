@@ -87,6 +87,7 @@ def attention_reference(
         where masked. Where the keys of a query fill several tiles, B3 takes the row's sum from
         out: in bfloat16 that is out as rounded (errors of dq and dk about 1.02 times automatic's),
         and where the softmax is saturated dz is rounding error instead of exactly 0.
+        Tiles go through the heads in turn: where heads are sharded, call it inside shard_map.
 
     Raises:
         TypeError: where q, k, v, scale or bias is not floating, mask not bool, or segments are
