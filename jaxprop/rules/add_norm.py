@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxprop.precision import at_least_float32, floating, up
 from jaxprop.rule import Case, Rule
@@ -11,7 +12,7 @@ from jaxprop.rules.layer_norm import inverse_rms
 from jaxprop.rules.standardised import (
     Moments,
     check,
-    mean,
+    mean_scaled,
     moments,
     scaled,
     shifted,
@@ -108,12 +109,14 @@ def add_rms_norm_forward(
 def add_rms_norm_backward(
     res: AddRmsNormResiduals, g: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    stream, gamma, inv_rms = res
+    # Behind the barrier XLA cannot keep h_hat, in float32, from forward to backward.
+    stream, gamma, inv_rms = lax.optimization_barrier(res)
     h_hat = inv_rms * up(stream)  # F3, recomputed
     g_y, g_stream = (cotangent.astype(h_hat.dtype) for cotangent in g)
-    dgamma = sum_rows(g_y * h_hat)  # B1
+    g_h_hat = g_y * h_hat
+    dgamma = sum_rows(g_h_hat)  # B1
     dh_hat = scaled(g_y, gamma)  # B2
-    dh = g_stream + inv_rms * (dh_hat - h_hat * mean(h_hat * dh_hat, ROW))  # B3
+    dh = g_stream + inv_rms * (dh_hat - h_hat * mean_scaled(g_h_hat, gamma))  # B3
     return dh, dh, dgamma  # B4, B5
 
 

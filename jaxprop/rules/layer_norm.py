@@ -12,6 +12,7 @@ from jaxprop.rules.standardised import (
     Moments,
     check,
     mean,
+    mean_scaled,
     moments,
     scaled,
     shifted,
@@ -84,11 +85,13 @@ def rms_norm_forward(
 
 
 def rms_norm_backward(res: RmsNormResiduals, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, gamma, inv_rms = res
+    # Behind the barrier XLA cannot keep x_hat, in float32, from forward to backward.
+    x, gamma, inv_rms = lax.optimization_barrier(res)
     x_hat, g = inv_rms * up(x), up(g)  # F2, recomputed
-    dgamma = sum_rows(g * x_hat)  # B1
+    g_x_hat = g * x_hat
+    dgamma = sum_rows(g_x_hat)  # B1
     dx_hat = scaled(g, gamma)  # B2
-    dx = inv_rms * (dx_hat - x_hat * mean(x_hat * dx_hat, ROW))  # B3
+    dx = inv_rms * (dx_hat - x_hat * mean_scaled(g_x_hat, gamma))  # B3
     return dx, dgamma
 
 

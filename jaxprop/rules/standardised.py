@@ -58,6 +58,18 @@ def scaled(x_hat: jax.Array, gamma: jax.Array | None) -> jax.Array:
     return x_hat if gamma is None else gamma.astype(x_hat.dtype) * x_hat
 
 
+def mean_scaled(x: jax.Array, gamma: jax.Array | None) -> jax.Array:
+    """mean(gamma * x) over the channels, kept.
+
+    As a product by the vector gamma: for a sum XLA's CPU compiler would write out copies of x and
+    of gamma at each row.
+    """
+    if gamma is None:
+        return mean(x, (-1,))
+    total = jnp.matmul(x, gamma.astype(x.dtype), precision=lax.Precision.HIGHEST)
+    return jnp.expand_dims(total, -1) / x.shape[-1]
+
+
 def shifted(x: jax.Array, beta: jax.Array | None) -> jax.Array:
     return x if beta is None else x + beta.astype(x.dtype)
 
