@@ -18,10 +18,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         # Not at the top: where an extra is missing, that is one line too.
-        from jaxprop.train.options import parse
+        from jaxprop.train.options import parse, parse_text
         from jaxprop.train.running import run
+        from jaxprop.train.text_running import run_text
 
-        return run(parse(sys.argv[1:] if arguments is None else arguments))
+        given = sys.argv[1:] if arguments is None else list(arguments)
+        if given[:1] == ["text"]:
+            return run_text(parse_text(given[1:]))
+        return run(parse(given))
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in EXTRAS:
             raise

@@ -7,7 +7,7 @@ import ast
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from jaxprop.train.errors import TrainingError
 
@@ -15,7 +15,11 @@ DatasetName = Literal["digits", "breast_cancer", "diabetes", "mnist", "fashion_m
 Penalty = Literal["none", "l2", "l1", "elastic_net"]
 ActivityPenalty = Literal["none", "l2", "l1"]
 Reading = Literal["separate", "folded"]
+Family = Literal["gpt2", "llama"]
 Dtype = Literal["float32", "float64", "bfloat16"]
+
+
+C = TypeVar("C", bound="Config | LanguageConfig")
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,48 @@ class Optimisation:
 
 
 @dataclass(frozen=True)
+class Language:
+    """The text and the language model that is trained on its bytes."""
+
+    text: str = ""
+    """A text file, or a folder of them; the source of Python's standard library where none."""
+    family: Family = "gpt2"
+    """The blocks: gpt2 (learned positions, layer norm, GELU), llama (rotary, RMS norm, SwiGLU)."""
+    width: int = 128
+    """Features of a token."""
+    depth: int = 4
+    """Blocks."""
+    heads: int = 4
+    """Heads of attention; divides --width."""
+    key_heads: int = 0
+    """Heads of keys and values in llama, a divisor of --heads; 0 for as many."""
+    length: int = 128
+    """Bytes in a sequence."""
+    dropout: float = 0.0
+    """Probability of dropping a feature in training, gpt2 alone; from 0 to below 1."""
+    save: int = 0
+    """What the blocks save for the backward pass: 0 for all that it needs, k for the input of
+    every k-th block, from which the rest is computed again."""
+    steps: int = 100
+    """Steps in an epoch: sequences are drawn at random places, so that an epoch is no pass."""
+    clip: float = 1.0
+    """The gradient's norm is cut to this; 0 to leave it."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        for name in ("width", "depth", "heads", "length", "steps"):
+            value = getattr(self, name)
+            _require(value >= 1, f"{_flag(name)} must be at least 1", value, _flag(name))
+        for name in ("save", "key_heads", "clip"):
+            value = getattr(self, name)
+            _require(value >= 0, f"{_flag(name)} must be at least 0", value, _flag(name))
+        ok = 0 <= self.dropout < 1
+        _require(ok, "the dropout rate must lie from 0 to below 1", self.dropout, "--dropout")
+        ok = not self.dropout or self.family == "gpt2"
+        _require(ok, "llama has no dropout", self.dropout, "--dropout or --family")
+
+
+@dataclass(frozen=True)
 class Config:
     """A run's settings, in groups."""
 
@@ -131,22 +177,38 @@ class Config:
     cost: Cost = field(default_factory=Cost)
     optimisation: Optimisation = field(default_factory=Optimisation)
 
-    def as_json(self) -> dict[str, dict[str, Any]]:
-        """The settings as plain lists and dicts, one dict per group."""
-        return {
-            group: {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
-            for group, settings in asdict(self).items()
-        }
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """The settings of a run on text, in groups."""
+
+    language: Language = field(default_factory=Language)
+    optimisation: Optimisation = field(default_factory=Optimisation)
 
 
-def from_json(saved: Mapping[str, Mapping[str, Any]]) -> Config:
-    """The settings that `Config.as_json` gave.
+AnyConfig = Config | LanguageConfig
+
+
+def as_json(config: AnyConfig) -> dict[str, dict[str, Any]]:
+    """The settings as plain lists and dicts, one dict per group."""
+    return {
+        group: {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+        for group, settings in asdict(config).items()
+    }
+
+
+def from_json(saved: Mapping[str, Mapping[str, Any]], kind: type[C]) -> C:
+    """The settings of that kind that `as_json` gave.
 
     Raises TrainingError where a group or a field is missing, unknown or not allowed.
     """
-    groups = {f.name: get_type_hints(Config)[f.name] for f in fields(Config)}
+    groups = {f.name: get_type_hints(kind)[f.name] for f in fields(kind)}
+    if isinstance(saved, Mapping) and "language" in saved and "language" not in groups:
+        raise TrainingError(
+            "the run must be one of a dense network, got one on text. Resume it with train.py text."
+        )
     try:
-        return Config(
+        return kind(
             **{
                 name: group(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
                 for (name, given) in saved.items()
@@ -160,7 +222,7 @@ def from_json(saved: Mapping[str, Mapping[str, Any]]) -> Config:
         ) from None
 
 
-def differences(saved: Config, wanted: Config) -> list[str]:
+def differences(saved: AnyConfig, wanted: AnyConfig) -> list[str]:
     """The fields that differ, each as "--flag: saved ..., now ..."."""
     before, now = dict(_flat(saved)), dict(_flat(wanted))
     return [
@@ -187,7 +249,7 @@ def parse_options(flag: str, texts: tuple[str, ...]) -> dict[str, Any]:
     return options
 
 
-def _flat(config: Config) -> Iterator[tuple[str, Any]]:
+def _flat(config: AnyConfig) -> Iterator[tuple[str, Any]]:
     for settings in asdict(config).values():
         yield from settings.items()
 

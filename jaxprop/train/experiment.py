@@ -56,12 +56,28 @@ class Experiment:
         return self.by_jax if self.config.optimisation.automatic else self.by_hand
 
     @property
+    def examples(self) -> int:
+        """How many an epoch has."""
+        return len(self.x)
+
+    @property
     def batch_size(self) -> int:
-        return min(self.config.optimisation.batch_size, len(self.x))
+        return min(self.config.optimisation.batch_size, self.examples)
 
     @property
     def steps_per_epoch(self) -> int:
-        return steps_per_epoch(self.config, len(self.x))
+        return steps_per_epoch(self.config, self.examples)
+
+    @property
+    def data(self) -> PyTree:
+        """The arrays that a step's batch is taken from."""
+        return self.x, self.y, self.strength
+
+    @staticmethod
+    def batch(data: PyTree, rows: jax.Array) -> tuple[PyTree, ...]:
+        """What J takes after params, for those examples."""
+        x, y, strength = data
+        return x[rows], y[rows], strength
 
     @property
     def units(self) -> int:

@@ -13,8 +13,14 @@ import numpy as np
 from jaxprop.installing import PyTree
 from jaxprop.train.checkpoint import Checkpoints
 from jaxprop.train.errors import TrainingError
-from jaxprop.train.experiment import Experiment
-from jaxprop.train.measuring import Measure, Measured, cross_check, make_measure, scores
+from jaxprop.train.language import AnyExperiment
+from jaxprop.train.measuring import (
+    Measure,
+    Measured,
+    cross_check,
+    make_measure,
+    scores,
+)
 from jaxprop.train.optimisers import rate_at
 from jaxprop.train.progress import Progress
 from jaxprop.train.run_folder import RunFolder
@@ -51,24 +57,37 @@ class _Pace:
             self.steps = max(1, self.steps // 2)
 
 
+class Measuring(NamedTuple):
+    """What is measured of an experiment after an epoch, and what of that goes into its record."""
+
+    make_measure: Callable[[Any], Measure]
+    scores: Callable[[Any, Measured], dict[str, float]]
+
+
+DENSE = Measuring(make_measure, lambda experiment, measured: scores(experiment, measured.y_hat))
+
+
 @dataclass(frozen=True)
 class _Session:
     """What the parts of the loop share."""
 
-    experiment: Experiment
+    experiment: AnyExperiment
     run_steps: RunSteps
     measure: Measure
+    scores: Callable[[Any, Measured], dict[str, float]]
     progress: Progress
     stop_asked: Callable[[], int | None]
     pace: _Pace
 
 
 def fit(
-    experiment: Experiment,
+    experiment: AnyExperiment,
     folder: RunFolder,
     progress: Progress,
     stop_asked: Callable[[], int | None] = lambda: None,
     save_every: float = 5.0,
+    measuring: Measuring = DENSE,
+    after_epoch: Callable[[int, PyTree], None] = lambda epoch, params: None,
 ) -> Finished:
     """Train, from the newest checkpoint in the folder on if there is one.
 
@@ -80,13 +99,21 @@ def fit(
             steps, which lasts about a quarter of a second.
         save_every: the seconds between checkpoints, which fall on the ends of epochs. There is
             one before the first step too, and one where the run stops.
+        measuring: what is measured after an epoch, and the scores told of that.
+        after_epoch: called with the epoch and the parameters, once its line is shown.
 
     Raises:
         TrainingError: where J or the held-out loss is no longer finite; nothing saved is lost.
     """
-    measure, per_epoch = make_measure(experiment), experiment.steps_per_epoch
+    measure, per_epoch = measuring.make_measure(experiment), experiment.steps_per_epoch
     session = _Session(
-        experiment, make_run_steps(experiment), measure, progress, stop_asked, _Pace()
+        experiment,
+        make_run_steps(experiment),
+        measure,
+        measuring.scores,
+        progress,
+        stop_asked,
+        _Pace(),
     )
     total = per_epoch * experiment.config.optimisation.epochs
     with Checkpoints(folder.checkpoints) as checkpoints:
@@ -97,10 +124,11 @@ def fit(
             began = time.perf_counter()
             state, steps = _run_epoch(session, state, steps)
             if steps % per_epoch == 0:
-                record = _record(experiment, measure(state.params), state, steps)
+                record = _record(session, measure(state.params), state, steps)
                 seconds = time.perf_counter() - began
                 folder.append(record, seconds)
                 progress.epoch(record, seconds)
+                after_epoch(record["epoch"], state.params)
             if steps % per_epoch == 0 and time.monotonic() - saved >= save_every:
                 checkpoints.save(steps, state)
                 saved = time.monotonic()
@@ -117,7 +145,7 @@ def _start(session: _Session, folder: RunFolder, checkpoints: Checkpoints) -> tu
         return checkpoints.restore(state), steps
     folder.keep_epochs(-1)
     began = time.perf_counter()
-    record = _record(session.experiment, session.measure(state.params), state, 0)
+    record = _record(session, session.measure(state.params), state, 0)
     folder.append(record, time.perf_counter() - began)
     checkpoints.save(0, state)
     return state, 0
@@ -141,8 +169,9 @@ def _run_epoch(session: _Session, state: State, steps: int) -> tuple[State, int]
     return state, (epoch - 1) * per_epoch + within
 
 
-def _record(experiment: Experiment, measured: Measured, state: State, steps: int) -> dict[str, Any]:
+def _record(session: _Session, measured: Measured, state: State, steps: int) -> dict[str, Any]:
     """An epoch's line of metrics.jsonl."""
+    experiment = session.experiment
     epoch, last = steps // experiment.steps_per_epoch, experiment.config.optimisation.epochs
     loss = float(measured.held_out_loss)
     if not math.isfinite(loss):
@@ -152,7 +181,7 @@ def _record(experiment: Experiment, measured: Measured, state: State, steps: int
         record["learning_rate"] = rate_at(experiment.schedule, steps - 1)
         record["train_cost"] = epoch_cost(experiment, _fetch(state.costs))
     record["held_out_loss"] = loss
-    record |= scores(experiment, measured.y_hat)
+    record |= session.scores(experiment, measured)
     record["gradient_norms"] = {k: float(norm) for k, norm in measured.gradient_norms.items()}
     if epoch in (0, last):
         batch = experiment.batch_size
@@ -166,7 +195,7 @@ def _fetch(costs: jax.Array) -> np.ndarray:
     return np.asarray(jnp.copy(costs))
 
 
-def _check_costs(experiment: Experiment, epoch: int, costs: np.ndarray) -> None:
+def _check_costs(experiment: AnyExperiment, epoch: int, costs: np.ndarray) -> None:
     """Raise where J was not finite at one of these steps, from the epoch's first on."""
     bad = np.flatnonzero(~np.isfinite(costs))
     if len(bad):
@@ -174,7 +203,7 @@ def _check_costs(experiment: Experiment, epoch: int, costs: np.ndarray) -> None:
         raise _not_finite(experiment, f"J became {costs[bad[0]]} in {where}")
 
 
-def _not_finite(experiment: Experiment, what: str) -> TrainingError:
+def _not_finite(experiment: AnyExperiment, what: str) -> TrainingError:
     rate = experiment.config.optimisation.learning_rate
     return TrainingError(
         f"the cost must stay finite, got: {what}. What was saved before is kept; start a new run "

@@ -3,27 +3,32 @@
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxprop.installing import PyTree
 from jaxprop.precision import up
 from jaxprop.train.experiment import Experiment
+from jaxprop.train.language import AnyExperiment, LanguageExperiment
 
 
 class Measured(NamedTuple):
-    """held_out_loss: L there, without penalties. y_hat: the network's outputs there.
+    """held_out_loss: L there, without penalties. y_hat: the network's outputs there; None for text.
 
     gradient_norms: by layer, the norm of dJ/dtheta_k on one fixed batch of the training part.
     """
 
     held_out_loss: jax.Array
-    y_hat: jax.Array
+    y_hat: Any
     gradient_norms: dict[str, jax.Array]
 
+
+# So many windows of text, the norms of whose gradient are followed.
+PROBED = 4
 
 Measure = Callable[[PyTree], Measured]
 
@@ -37,6 +42,24 @@ class CrossCheck(NamedTuple):
 
     error: float
     where: str
+
+
+def make_language_measure(experiment: LanguageExperiment) -> Measure:
+    """The same for text: the loss on fixed windows of the held-out part, a batch at a time."""
+    held, probe = experiment.held, experiment.batch(experiment.data, experiment.order(1)[:PROBED])
+
+    @jax.jit
+    def measure(params: PyTree, held: PyTree, batch: PyTree) -> Measured:
+        losses = lax.map(lambda part: experiment.model.cost(params, *part), held)
+        _, dparams = experiment.step_gradient(params, *batch)
+        return Measured(jnp.mean(losses), None, {k: _norm(d) for k, d in dparams.items()})
+
+    return lambda params: measure(params, held, probe)
+
+
+def language_scores(measured: Measured) -> dict[str, float]:
+    """{"held_out_bits_per_byte"}: how many bits a byte of the held-out text costs on average."""
+    return {"held_out_bits_per_byte": float(measured.held_out_loss) / math.log(2)}
 
 
 @lru_cache(maxsize=1)  # so an experiment that is fitted again is not compiled again
@@ -87,9 +110,9 @@ def predictions(experiment: Experiment, y_hat: jax.Array) -> np.ndarray:
     return outputs[:, 0] * split.y_scale + split.y_mean
 
 
-def cross_check(experiment: Experiment, params: PyTree, rows: jax.Array) -> CrossCheck:
+def cross_check(experiment: AnyExperiment, params: PyTree, rows: jax.Array) -> CrossCheck:
     """Compare the two gradients on those training examples, both as jit compiles them."""
-    args = (params, experiment.x[rows], experiment.y[rows], experiment.strength)
+    args = (params, *experiment.batch(experiment.data, rows))
     _, by_hand = jax.jit(experiment.by_hand)(*args)
     _, by_jax = jax.jit(experiment.by_jax)(*args)
     errors = jax.tree.map(_relative_error, by_hand, by_jax)

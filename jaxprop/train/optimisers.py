@@ -37,15 +37,25 @@ def make_schedule(config: Optimisation, steps: int) -> optax.Schedule:
     return _call("--schedule", factory, arguments)
 
 
-def make_optimiser(config: Optimisation, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The optimiser, with the schedule as its learning rate."""
+def make_optimiser(
+    config: Optimisation,
+    schedule: optax.Schedule,
+    decayed: Callable[[PyTree], PyTree] | None = None,
+) -> optax.GradientTransformation:
+    """The optimiser, with the schedule as its learning rate.
+
+    decayed: of params, which of them have weight decay, where the optimiser has such; all if None.
+    """
     if not _is_optimiser(config.optimiser):
         raise TrainingError(
             f"--optimiser must be one of {', '.join(optimiser_names())}, got {config.optimiser!r}."
         )
     given = parse_options("--optimiser-options", config.optimiser_options)
     factory = getattr(optax, config.optimiser)
-    optimiser = _call("--optimiser", factory, {"learning_rate": schedule} | given)
+    known: dict[str, Any] = {"learning_rate": schedule}
+    if decayed is not None and "mask" in inspect.signature(factory).parameters:
+        known["mask"] = decayed
+    optimiser = _call("--optimiser", factory, known | given)
     if problem := _problem(optimiser):
         raise TrainingError(
             f"--optimiser {config.optimiser} cannot be used here, optax says: {problem}. Choose "

@@ -5,16 +5,27 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import tyro
 
-from jaxprop.train.config import Config, Cost, Network, Optimisation
+from jaxprop.train.config import (
+    Config,
+    Cost,
+    Language,
+    LanguageConfig,
+    Network,
+    Optimisation,
+)
 from jaxprop.train.errors import TrainingError
 from jaxprop.train.run_folder import saved_config
 
+T = TypeVar("T")
+
 DESCRIPTION = """Train a dense network by backward passes that are written down, and check them
 against automatic differentiation on the way. Without options: the three-layer network of the
-notes on scikit-learn's digits, in seconds on a laptop."""
+notes on scikit-learn's digits, in seconds on a laptop. For a language model on text:
+train.py text --help."""
 
 
 @dataclass(frozen=True)
@@ -49,28 +60,85 @@ class Options:
         return Config(self.network, self.cost, self.optimisation)
 
 
+TEXT_DESCRIPTION = """Train a language model on the bytes of a text by backward passes that are
+written down, and check them against automatic differentiation on the way. Without options: a small
+GPT on the source of Python's standard library, in minutes on a laptop."""
+
+
+def _optimisation_of_text() -> Optimisation:
+    return Optimisation(
+        optimiser="adamw",
+        optimiser_options=("weight_decay=0.1",),
+        learning_rate=2e-3,
+        schedule="warmup_cosine",
+        batch_size=16,
+        epochs=20,
+    )
+
+
+@dataclass(frozen=True)
+class TextFiles:
+    """The run's folder, and what is written there."""
+
+    run: Path | None = None
+    """Folder of the run: new or empty, or with --resume that of a run.
+    Where none is given, a new one: runs/text-<number>."""
+    resume: bool = False
+    """Go on with the run in --run. Its settings are kept; none need be repeated."""
+    save_every: float = 30.0
+    """Seconds between checkpoints; 0 for one after every epoch."""
+    sample: int = 160
+    """Bytes of text to write after every epoch; 0 for none."""
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """Everything that the command line of `train.py text` sets."""
+
+    language: Language = field(default_factory=Language)
+    optimisation: Optimisation = field(default_factory=_optimisation_of_text)
+    files: TextFiles = field(default_factory=TextFiles)
+
+    @property
+    def config(self) -> LanguageConfig:
+        return LanguageConfig(self.language, self.optimisation)
+
+
+def parse_text(arguments: Sequence[str]) -> TextOptions:
+    """What `parse` does, of the arguments after `train.py text`."""
+    options = _read(arguments, TextOptions(), "train.py text", TEXT_DESCRIPTION)
+    if not options.files.resume:
+        return options
+    if options.files.run is None:
+        raise TrainingError("--resume needs the folder of a run, got none. Add --run DIR.")
+    saved = saved_config(options.files.run, LanguageConfig)
+    default = TextOptions(saved.language, saved.optimisation)
+    return _read(arguments, default, "train.py text", TEXT_DESCRIPTION)
+
+
 def parse(arguments: Sequence[str]) -> Options:
     """The options that the arguments give; a resumed run's settings where they give none.
 
     Raises TrainingError, one line, where they do not fit; SystemExit after --help.
     """
-    options = _read(arguments, Options())
+    options = _read(arguments, Options(), "train.py", DESCRIPTION)
     if not options.files.resume:
         return options
     if options.files.run is None:
         raise TrainingError("--resume needs the folder of a run, got none. Add --run DIR.")
-    saved = saved_config(options.files.run)
-    return _read(arguments, Options(saved.network, saved.cost, saved.optimisation))
+    saved = saved_config(options.files.run, Config)
+    default = Options(saved.network, saved.cost, saved.optimisation)
+    return _read(arguments, default, "train.py", DESCRIPTION)
 
 
-def _read(arguments: Sequence[str], default: Options) -> Options:
+def _read(arguments: Sequence[str], default: T, prog: str, description: str) -> T:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
-                Options,
-                prog="train.py",
-                description=DESCRIPTION,
+                type(default),
+                prog=prog,
+                description=description,
                 args=list(arguments),
                 default=default,
                 config=(tyro.conf.OmitArgPrefixes,),

@@ -39,6 +39,16 @@ def draw(folder: Path, records: Records, split: Split, guess: np.ndarray) -> lis
     if dataset.are_images and dataset.classes and np.any(guess != truth):
         images = dataset.x[split.held_out]
         figures["mistakes.png"] = mistakes(images, truth, guess, dataset.classes)
+    return _written(folder, figures)
+
+
+def draw_text(folder: Path, records: Records) -> list[Path]:
+    """Write the pictures of a run on text; returns what was written."""
+    figures = {"curves.png": curves(records, ""), "gradient_flow.png": gradient_flow(records)}
+    return _written(folder, figures)
+
+
+def _written(folder: Path, figures: Mapping[str, Figure]) -> list[Path]:
     for name, figure in figures.items():
         figure.savefig(folder / name, dpi=DPI)
     return [folder / name for name in figures]
@@ -154,6 +164,10 @@ def _scores(axes: Any, epochs: Sequence[int], records: Records, unit: str) -> No
         # Without the guess before training, which would flatten what follows.
         axes.plot(epochs[1:], shares[1:], color="tab:green")
         axes.set_ylabel("held-out accuracy (%)")
+        return
+    if "held_out_bits_per_byte" in records[0]:
+        axes.plot(epochs, [r["held_out_bits_per_byte"] for r in records], color="tab:green")
+        axes.set_ylabel("held-out bits per byte")
         return
     axes.plot(epochs, [r["held_out_rmse"] for r in records], color="tab:green")
     axes.set_ylabel(f"held-out error, root mean square\n({unit})")

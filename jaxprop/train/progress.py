@@ -46,4 +46,6 @@ def score(record: Mapping[str, Any]) -> str:
     """The held-out score of an epoch, in words."""
     if "held_out_accuracy" in record:
         return f"accuracy {record['held_out_accuracy']:7.2%}"
+    if "held_out_bits_per_byte" in record:
+        return f"{record['held_out_bits_per_byte']:.3f} bits per byte"
     return f"R^2 {record['held_out_r2']:.4f}  root mean square error {record['held_out_rmse']:.4g}"

@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from jaxprop.train.config import Config, differences, from_json
+from jaxprop.train.config import AnyConfig, C, as_json, differences, from_json
 from jaxprop.train.errors import TrainingError
 
 METRICS, TIMINGS, SETTINGS = "metrics.jsonl", "timings.jsonl", "config.json"
@@ -56,7 +56,7 @@ class RunFolder:
             write_whole(self.path / name, "".join(line + "\n" for line in kept))
 
 
-def create(path: Path, config: Config) -> RunFolder:
+def create(path: Path, config: AnyConfig) -> RunFolder:
     """Make the folder of a new run and write its settings.
 
     Raises TrainingError where there is something in it already.
@@ -67,18 +67,18 @@ def create(path: Path, config: Config) -> RunFolder:
             "a file. Give another --run, or go on with that run: --resume."
         )
     path.mkdir(parents=True, exist_ok=True)
-    write_whole(path / SETTINGS, json.dumps(config.as_json(), indent=2) + "\n")
+    write_whole(path / SETTINGS, json.dumps(as_json(config), indent=2) + "\n")
     return RunFolder(path)
 
 
-def saved_config(path: Path) -> Config:
-    """The settings of the run in that folder.
+def saved_config(path: Path, kind: type[C]) -> C:
+    """The settings of the run in that folder, of that kind.
 
     Raises TrainingError where there is none.
     """
     try:
         text = (path / SETTINGS).read_text(encoding="ascii")
-        return from_json(json.loads(text))
+        return from_json(json.loads(text), kind)
     except FileNotFoundError:
         raise TrainingError(
             f"--resume needs a run in {path}, got no {path / SETTINGS}. Give the folder of the run "
@@ -88,12 +88,12 @@ def saved_config(path: Path) -> Config:
         raise TrainingError(f"{path / SETTINGS} must be JSON, got: {error}.") from None
 
 
-def reopen(path: Path, config: Config) -> RunFolder:
+def reopen(path: Path, config: AnyConfig) -> RunFolder:
     """The folder of a run to go on with.
 
     Raises TrainingError where there is none, or its settings are others than `config`.
     """
-    changed = differences(saved_config(path), config)
+    changed = differences(saved_config(path, type(config)), config)
     if changed:
         raise TrainingError(
             f"a resumed run keeps its settings, got others for {path}: {'; '.join(changed)}. Leave "

@@ -2,7 +2,7 @@
 
 import shlex
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -193,11 +193,17 @@ def _report(experiment: Experiment, folder: RunFolder, finished: Finished) -> in
     pictures = draw(folder.path, records, experiment.split, predictions(experiment, finished.y_hat))
     unit = experiment.split.dataset.unit
     print(f"held-out {score(records[-1])} {unit}".rstrip())
-    print("gradient by hand against jax.grad, largest relative error over the parameters:")
-    for when, record in (("first", records[0]), ("last", records[-1])):
-        print(f"  {when} step: {_checked(record)}")
+    print(cross_checks(records))
     print(f"pictures: {' '.join(path.name for path in pictures)} in {folder.path}")
     return 0
+
+
+def cross_checks(records: Sequence[Mapping[str, Any]]) -> str:
+    """How far the two gradients were apart, in lines."""
+    lines = ["gradient by hand against jax.grad, largest relative error over the parameters:"]
+    for when, record in (("first", records[0]), ("last", records[-1])):
+        lines.append(f"  {when} step: {_checked(record)}")
+    return "\n".join(lines)
 
 
 def _checked(record: Mapping[str, Any]) -> str:

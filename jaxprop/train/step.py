@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from jaxprop.installing import PyTree
-from jaxprop.train.experiment import Experiment
+from jaxprop.train.language import AnyExperiment
 from jaxprop.train.optimisers import update
 
 
@@ -30,7 +30,7 @@ class State(NamedTuple):
 RunSteps = Callable[[State, jax.Array, int, int], State]
 
 
-def initial_state(experiment: Experiment) -> State:
+def initial_state(experiment: AnyExperiment) -> State:
     """The state before the first step."""
     params = experiment.init()
     costs = jnp.zeros((experiment.steps_per_epoch,), jax.tree.leaves(params)[0].dtype)
@@ -38,7 +38,7 @@ def initial_state(experiment: Experiment) -> State:
 
 
 @lru_cache(maxsize=1)  # so an experiment that is fitted again is not compiled again
-def make_run_steps(experiment: Experiment) -> RunSteps:
+def make_run_steps(experiment: AnyExperiment) -> RunSteps:
     """Make the function (state, order, start, stop) -> state that runs those steps of an epoch.
 
     Steps are counted within the epoch; step k takes the examples
@@ -47,11 +47,10 @@ def make_run_steps(experiment: Experiment) -> RunSteps:
     where an epoch is cut does not change its numbers.
     """
     batch = experiment.batch_size
-    full, rest = divmod(len(experiment.x), batch)
+    full, rest = divmod(experiment.examples, batch)
 
     def step(data: PyTree, state: State, rows: jax.Array, index: jax.Array) -> State:
-        x, y, strength = data
-        J, dparams = experiment.step_gradient(state.params, x[rows], y[rows], strength)
+        J, dparams = experiment.step_gradient(state.params, *experiment.batch(data, rows))
         params, optimiser = update(experiment.optimiser, dparams, state.optimiser, state.params)
         return State(params, optimiser, state.costs.at[index].set(J))
 
@@ -69,7 +68,7 @@ def make_run_steps(experiment: Experiment) -> RunSteps:
     def last(state: State, data: PyTree, order: jax.Array) -> State:
         return step(data, state, order[full * batch :], jnp.int32(full))
 
-    data = (experiment.x, experiment.y, experiment.strength)
+    data = experiment.data
 
     def run_steps(state: State, order: jax.Array, start: int, stop: int) -> State:
         if start < full:
@@ -80,8 +79,8 @@ def make_run_steps(experiment: Experiment) -> RunSteps:
     return run_steps
 
 
-def epoch_cost(experiment: Experiment, costs: np.ndarray) -> float:
+def epoch_cost(experiment: AnyExperiment, costs: np.ndarray) -> float:
     """The mean of J over the examples of an epoch, each at the step that saw it."""
-    batch, examples = experiment.batch_size, len(experiment.x)
+    batch, examples = experiment.batch_size, experiment.examples
     sizes = np.minimum(batch, examples - batch * np.arange(len(costs)))
     return float(np.average(costs.astype(np.float64), weights=sizes))

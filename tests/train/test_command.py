@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jaxprop.train.command import main
-from jaxprop.train.config import Cost, Network, Optimisation
+from jaxprop.train.config import Cost, Network, Optimisation, as_json
 from jaxprop.train.options import Files, parse
 from jaxprop.train.run_folder import METRICS
 from tests.train.test_idx import idx
@@ -146,7 +146,7 @@ def test_a_run_is_not_resumed_with_other_settings(
 
 def test_a_resumed_run_takes_its_own_settings_where_none_are_given(done: Done) -> None:
     options = parse(["--run", str(done.path), "--resume"])
-    assert options.config.as_json() == json.loads((done.path / "config.json").read_text())
+    assert as_json(options.config) == json.loads((done.path / "config.json").read_text())
     assert options.cost.penalise_biases
     assert options.network.layers == (8,)
 

@@ -10,6 +10,7 @@ from jaxprop.train.config import (
     Cost,
     Network,
     Optimisation,
+    as_json,
     differences,
     from_json,
     parse_options,
@@ -57,7 +58,7 @@ def test_settings_survive_json() -> None:
         Cost(penalty="elastic_net", strength=0.1),
         Optimisation(optimiser_options=("b1=0.8",), learning_rate=1e-7),
     )
-    assert from_json(json.loads(json.dumps(config.as_json()))) == config
+    assert from_json(json.loads(json.dumps(as_json(config))), Config) == config
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_settings_survive_json() -> None:
 )
 def test_settings_of_another_version_are_refused(saved: Any) -> None:
     with pytest.raises(TrainingError, match="saved settings"):
-        from_json(saved)
+        from_json(saved, Config)
 
 
 def test_differences_name_the_flags_and_both_values() -> None:

@@ -12,7 +12,7 @@ from jaxprop.train.run_folder import RunFolder, create, next_free, reopen, saved
 def test_a_new_folder_holds_its_settings(tmp_path: Path) -> None:
     config = Config(Network(layers=(3,)))
     folder = create(tmp_path / "a" / "b", config)
-    assert saved_config(folder.path) == config
+    assert saved_config(folder.path, Config) == config
     assert reopen(folder.path, config) == folder
 
 
@@ -37,10 +37,10 @@ def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
 
 def test_there_must_be_a_run_to_resume(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"got no .*config\.json"):
-        saved_config(tmp_path)
+        saved_config(tmp_path, Config)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(TrainingError, match="must be JSON"):
-        saved_config(tmp_path)
+        saved_config(tmp_path, Config)
 
 
 def test_default_folders_are_numbered(tmp_path: Path) -> None:
