@@ -109,7 +109,7 @@ def test_what_a_block_saves_twice_and_the_context_are_held_once() -> None:
 
 @pytest.mark.parametrize("save", [0, -1, 1.0, True])
 def test_a_save_that_is_no_positive_integer_is_refused(save: Any) -> None:
-    with pytest.raises(ValueError, match=rf"^repeat: save must be a positive integer, got {save!r}"):
+    with pytest.raises(ValueError, match=rf"^repeat: save must be a positive integer, got {save}"):
         jaxprop.repeat(block(), DEPTH, save=save)
 
 

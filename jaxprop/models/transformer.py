@@ -371,6 +371,18 @@ def normal_weights(key: jax.Array, shape: Shape, dtype: Any, scale: float = 1.0)
     return 0.02 * scale * jax.random.normal(key, shape, dtype)
 
 
+def matrices(params: PyTree) -> PyTree:
+    """Which leaves are matrices, as booleans: those with weight decay, as it is usual.
+
+    By name: a block's biases and gammas are stacked, and have two axes as well.
+    """
+
+    def is_matrix(path: tuple, leaf: jax.Array) -> bool:
+        return path[-1].key.startswith("w_") or path[-1].key in ("embedding", "positions", "head")
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)
+
+
 def check_sizes(owner: str, **sizes: int) -> None:
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
