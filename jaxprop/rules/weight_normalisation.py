@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxprop.precision import floating, up
 from jaxprop.rule import Case, Rule
@@ -94,6 +95,8 @@ def l2_normalize_forward(
 
 
 def l2_normalize_backward(res: L2NormalizeResiduals, g: jax.Array) -> tuple[jax.Array]:
+    # Behind the barrier XLA cannot keep y, in float32, from forward to backward.
+    res = lax.optimization_barrier(res)
     y, g = up(res.x) / res.norm, up(g)  # F2, recomputed
     return ((g - y * jnp.sum(g * y, res.axis, keepdims=True)) / res.norm,)  # B2
 
