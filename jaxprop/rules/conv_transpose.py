@@ -56,7 +56,8 @@ def conv_transpose_reference(
 
     Residuals: x and w (arguments, so nothing is held beyond them).
 
-    Numerics: as conv: accumulated in float32 for lower precisions, rounded once. The convention is
+    Numerics: as conv: accumulated in float32 for lower precisions, rounded once, for which it holds
+        y and dx in float32: half as much temporary memory again, in bfloat16. The convention is
         that of jax.lax.conv_transpose and of Flax: w is not turned round. PyTorch's w is, and lies
         (C, C_out, *window): its y is ours with jnp.flip(w) over the window, and its padding p is
         our K - 1 - p on either side.

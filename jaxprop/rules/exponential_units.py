@@ -163,8 +163,8 @@ def log_sigmoid_reference(x: jax.Array) -> jax.Array:
     Residuals: y (the output). The derivative is 1 - sigmoid(x), and exp(y) is the sigmoid.
 
     Numerics: computed as -log(exp(-x) + exp(0)), shifted by the larger exponent, in float32 at
-        least; 1 - exp(y) by expm1, which the rounding of y harms nowhere. At -inf and inf y is
-        -inf and 0, the gradient g and 0.
+        least; 1 - exp(y) by tanh(y / 2), which takes less time than expm1 and which the rounding of
+        y harms nowhere. At -inf and inf y is -inf and 0, the gradient g and 0.
 
     Raises:
         TypeError: where x is not floating.
@@ -181,7 +181,8 @@ def log_sigmoid_forward(x: jax.Array) -> tuple[jax.Array, OutputResiduals]:
 
 
 def log_sigmoid_backward(res: OutputResiduals, g: jax.Array) -> tuple[jax.Array]:
-    return (-up(g) * jnp.expm1(up(res.y)),)  # B1
+    t = jnp.tanh(up(res.y) / 2)  # exp(y) - 1 = 2 * t / (1 - t)
+    return (up(g) * (-2 * t / (1 - t)),)  # B1
 
 
 def _check_alpha(owner: str, alpha: float) -> None:

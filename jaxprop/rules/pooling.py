@@ -128,7 +128,8 @@ def avg_pool_reference(
     Residuals: none.
 
     Numerics: summed in float32 at least, rounded once. Where windows overlap, padded x is held
-        while it runs, which lax.reduce_window does not, in 4 to 6 times as long.
+        while it runs (32 MiB of temporaries in place of 6, where x has 25), which lax.reduce_window
+        does not, in 4 to 6 times as long.
 
     Raises:
         TypeError: where x is not floating.

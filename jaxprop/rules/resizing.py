@@ -4,6 +4,7 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import reduce
+from math import prod
 from typing import NamedTuple
 
 import jax
@@ -125,11 +126,24 @@ def _mapped(x: jax.Array, axis: int, taps: Taps) -> jax.Array:
     shape[axis] = taps.at.shape[1]
     terms = []
     for at, weights in zip(*taps, strict=True):
-        seen = jnp.take(x, at, axis, mode="clip")
+        seen = _taken(x, at, axis)
         terms.append(
             seen if np.all(weights == 1) else seen * weights.reshape(shape).astype(x.dtype)
         )
     return reduce(operator.add, terms)
+
+
+def _taken(x: jax.Array, at: np.ndarray, axis: int) -> jax.Array:
+    """x at these indices along a spatial axis.
+
+    Each example is a matrix whose rows are taken. What is taken along an inner axis XLA lays out
+    with that axis first, and then copies.
+    """
+    before, n, after = x.shape[1:axis], x.shape[axis], x.shape[axis + 1 :]
+    rows = (n * np.arange(prod(before))[:, None] + at).ravel()
+    matrices = x.reshape(x.shape[0], prod(before) * n, prod(after))
+    seen = jax.vmap(lambda matrix: jnp.take(matrix, rows, axis=0, mode="clip"))(matrices)
+    return seen.reshape(x.shape[0], *before, len(at), *after)
 
 
 def _resized(x: jax.Array, size: tuple[int, ...], kind: Callable[[int, int], Taps]) -> jax.Array:
