@@ -20,10 +20,15 @@ from jaxprop.checking.report import Finding
 from jaxprop.checking.subject import PyTree, Subject, floats, in_dtype, labels
 
 DRAWS = 3
+AUTOMATIC_OFF = "automatic differentiation is over the budget there, too"
 # Below so many ulps of the leaf's largest value nothing is said.
 BUDGET = {"float64": 1024.0, "float32": 32.0, "float16": 16.0, "bfloat16": 8.0}
 # Times automatic differentiation's own error, in the same dtype and pooled over draws.
 CLEARLY_WORSE = 4.0
+# At an edge where automatic differentiation is over the budget itself, so much worse than it is a
+# doubt only; and where it is off by such a share of the largest value, nothing can be said.
+DOUBTFULLY_WORSE = 64.0
+HOPELESS = 0.01
 # Times what rounding the arguments and g once, to that dtype, does to the true gradient.
 INHERENT = 4.0
 
@@ -229,13 +234,20 @@ def _looked_into(
         said, text, found = _excused(point, i, found, leaf, allowed, extreme)
         if said != "PASS" and (verdict != "FAIL"):
             verdict, message, worst = said, text, (point, found)
-    if worst is None:
+    if worst is None or (extreme and _is_hopeless(leaf, mine, theirs)):
         return passed
+    if extreme and (theirs or 0.0) > budget and mine <= DOUBTFULLY_WORSE * (theirs or 0.0):
+        verdict, message = "WARN", AUTOMATIC_OFF
     point, found = worst
     text = message or _compiled_hint(point, i, found, leaf, allowed) or hint(found, alike=0.02)
     return Finding(
         check, transform, verdict, name, hint=text, automatic_ulps=theirs, **found.fields(dtype)
     )
+
+
+def _is_hopeless(leaf: _Leaf, mine: float, theirs: float | None) -> bool:
+    """Whether rounding leaves automatic differentiation no right digits there either."""
+    return bool(np.isfinite(mine) and (theirs or 0.0) * leaf.eps > HOPELESS)
 
 
 def _excused(
