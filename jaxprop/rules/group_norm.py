@@ -2,22 +2,24 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from math import prod
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxprop.precision import up
 from jaxprop.rule import Case, Rule
 from jaxprop.rules.standardised import (
     Moments,
     check,
+    mean,
     moments,
     scaled,
     shifted,
     standardised,
     sum_rows,
-    unstandardised,
 )
 from jaxprop.samples import normal
 
@@ -119,12 +121,38 @@ def group_norm_forward(
 def group_norm_backward(
     res: GroupNormResiduals, g: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x_hat, g = standardised(_grouped(up(res.x), res.groups), res.found), up(g)  # F3, recomputed
-    dgamma = sum_rows(g * x_hat.reshape(g.shape))  # B1
-    dbeta = sum_rows(g)  # B2
-    dx_hat = _grouped(scaled(g, res.gamma), res.groups)  # B3
-    dx = unstandardised(dx_hat, x_hat, res.found.inv_std, _of_group(x_hat))  # B4
+    g, sum_g = _sum_first(g)
+    x_hat = standardised(_grouped(up(res.x), res.groups), res.found)  # F3, recomputed
+    sum_g_x_hat = _example_sum(up(g) * x_hat.reshape(g.shape))
+    dgamma = sum_rows(sum_g_x_hat)  # B1
+    dbeta = sum_rows(sum_g)  # B2
+    dx_hat = _grouped(scaled(up(g), res.gamma), res.groups)  # B3
+    mean_dx_hat = _group_mean(sum_g, res)
+    mean_x_hat_dx_hat = _group_mean(sum_g_x_hat, res)
+    dx = res.found.inv_std * (dx_hat - mean_dx_hat - x_hat * mean_x_hat_dx_hat)  # B4
     return dx.reshape(g.shape), dgamma, dbeta
+
+
+def _sum_first(g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """g, and its sum for each channel of an example, before XLA may use g for anything else.
+
+    Else it held the float32 copies of g that different sums need at the same time.
+    """
+    return lax.optimization_barrier((g, _example_sum(up(g))))
+
+
+def _example_sum(x: jax.Array) -> jax.Array:
+    """The sum for each channel of an example, kept: (B, 1, ..., C).
+
+    Those of g and of g * x_hat are all that backward needs: other sums are made of them.
+    """
+    return jnp.sum(x, _between(x), keepdims=True)
+
+
+def _group_mean(sums: jax.Array, res: GroupNormResiduals) -> jax.Array:
+    """The mean over each group of gamma times what has these sums, as _grouped."""
+    per_channel = scaled(sums, res.gamma) / prod(res.x.shape[1:-1])
+    return mean(_grouped(per_channel, res.groups), (-1,))
 
 
 def instance_norm_reference(
@@ -207,11 +235,16 @@ def instance_norm_backward(
     res: InstanceNormResiduals, g: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, gamma, found = res
-    x_hat, g = standardised(up(x), found), up(g)  # F1, F3, recomputed
-    dgamma = sum_rows(g * x_hat)  # B1
-    dbeta = sum_rows(g)  # B2
-    dx_hat = scaled(g, gamma)  # B3
-    dx = unstandardised(dx_hat, x_hat, found.inv_std, _between(x))  # B4
+    g, sum_g = _sum_first(g)
+    x_hat = standardised(up(x), found)  # F1, F3, recomputed
+    sum_g_x_hat = _example_sum(up(g) * x_hat)
+    dgamma = sum_rows(sum_g_x_hat)  # B1
+    dbeta = sum_rows(sum_g)  # B2
+    dx_hat = scaled(up(g), gamma)  # B3
+    mean_dx_hat, mean_x_hat_dx_hat = (
+        scaled(sums, gamma) / prod(x.shape[1:-1]) for sums in (sum_g, sum_g_x_hat)
+    )
+    dx = found.inv_std * (dx_hat - mean_dx_hat - x_hat * mean_x_hat_dx_hat)  # B4
     return dx, dgamma, dbeta
 
 
