@@ -121,9 +121,8 @@ def group_norm_forward(
 def group_norm_backward(
     res: GroupNormResiduals, g: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    g, sum_g = _sum_first(g)
     x_hat = standardised(_grouped(up(res.x), res.groups), res.found)  # F3, recomputed
-    sum_g_x_hat = _example_sum(up(g) * x_hat.reshape(g.shape))
+    g, sum_g, sum_g_x_hat = _sums(g, x_hat.reshape(g.shape))
     dgamma = sum_rows(sum_g_x_hat)  # B1
     dbeta = sum_rows(sum_g)  # B2
     dx_hat = _grouped(scaled(up(g), res.gamma), res.groups)  # B3
@@ -133,19 +132,18 @@ def group_norm_backward(
     return dx.reshape(g.shape), dgamma, dbeta
 
 
-def _sum_first(g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """g, and its sum for each channel of an example, before XLA may use g for anything else.
+def _sums(g: jax.Array, x_hat: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """g, and for each channel of an example, kept, the sums of g and of g * x_hat.
 
-    Else it held the float32 copies of g that different sums need at the same time.
+    All other sums of backward are made of these. The barriers have XLA do so too, else it sums
+    anew over the examples; and they give each sum a float32 copy of g that it need not hold.
     """
-    return lax.optimization_barrier((g, _example_sum(up(g))))
+    g, sum_g = lax.optimization_barrier((g, _example_sum(up(g))))
+    g, sum_g_x_hat = lax.optimization_barrier((g, _example_sum(up(g) * x_hat)))
+    return g, sum_g, sum_g_x_hat
 
 
 def _example_sum(x: jax.Array) -> jax.Array:
-    """The sum for each channel of an example, kept: (B, 1, ..., C).
-
-    Those of g and of g * x_hat are all that backward needs: other sums are made of them.
-    """
     return jnp.sum(x, _between(x), keepdims=True)
 
 
@@ -235,9 +233,8 @@ def instance_norm_backward(
     res: InstanceNormResiduals, g: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, gamma, found = res
-    g, sum_g = _sum_first(g)
     x_hat = standardised(up(x), found)  # F1, F3, recomputed
-    sum_g_x_hat = _example_sum(up(g) * x_hat)
+    g, sum_g, sum_g_x_hat = _sums(g, x_hat)
     dgamma = sum_rows(sum_g_x_hat)  # B1
     dbeta = sum_rows(sum_g)  # B2
     dx_hat = scaled(up(g), gamma)  # B3
