@@ -1,24 +1,18 @@
 """Attention and rotary embedding, forward and backward, against automatic differentiation."""
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import jaxprop
-from jaxprop.benchmarking.steps import relative_error
-from jaxprop.benchmarking.timing import Contender, Entry, memory
+from jaxprop.benchmarking.gradients import Way, gradient_entry
+from jaxprop.benchmarking.timing import Entry
 
-# How far gradients may lie from float64, of each argument's largest.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
 HEADS, WIDTH, BASE = 4, 64, 10000.0
 WINDOW = 256
-
-Function = Callable[..., jax.Array]
 
 
 class Shape(NamedTuple):
@@ -62,7 +56,7 @@ def attention_entry(
         args.append(_normal(dtype, 3, 1, HEADS, shape.length, shape.length))
     local = None if window is None else (window - 1, 0)
 
-    def ours(function: Function, q: Any, k: Any, v: Any, bias: Any = None) -> jax.Array:
+    def ours(function: Way, q: Any, k: Any, v: Any, bias: Any = None) -> jax.Array:
         return function(q, k, v, None, None, bias, causal=True, window=window)
 
     def in_jax(q: Any, k: Any, v: Any, bias: Any = None) -> jax.Array:
@@ -73,7 +67,7 @@ def attention_entry(
         "jax.nn": in_jax,
         "by hand": partial(ours, jaxprop.attention),
     }
-    return _entry(name, ways, args)
+    return gradient_entry(name, ways, tuple(args))
 
 
 def rotary_entry(name: str, dtype: str, shape: Shape) -> Entry:
@@ -94,41 +88,8 @@ def rotary_entry(name: str, dtype: str, shape: Shape) -> Entry:
         return jaxprop.rotary.reference(x, positions, base=BASE)
 
     ways = {"automatic": reference, "transformers' form": plain, "by hand": by_hand}
-    return _entry(name, ways, [_normal(dtype, 0, shape.batch, shape.length, HEADS, WIDTH)])
+    return gradient_entry(name, ways, (_normal(dtype, 0, shape.batch, shape.length, HEADS, WIDTH),))
 
 
 def _normal(dtype: str, seed: int, *shape: int) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
-
-
-def _entry(name: str, ways: Mapping[str, Function], args: list[jax.Array]) -> Entry:
-    """Value and cotangents in every argument, each way, against the first way in float64."""
-    g = _normal(args[0].dtype.name, 9, *args[0].shape)
-    with jax.enable_x64(True):
-        wide = [x.astype(jnp.float64) for x in (*args, g)]
-        truth = jax.tree.map(np.asarray, jax.jit(_both(ways["automatic"]))(*wide)[1])
-    contenders = {way: _contender(f, [*args, g], truth) for way, f in ways.items()}
-    return Entry(name, tuple(way for way in ways if way != "by hand"), contenders)
-
-
-def _both(function: Function) -> Callable:
-    def run(*args: jax.Array) -> tuple[jax.Array, tuple]:
-        y, pullback = jax.vjp(function, *args[:-1])
-        return y, pullback(args[-1])
-
-    return run
-
-
-def _contender(function: Function, args: list[jax.Array], truth: Any) -> Contender:
-    started = time.perf_counter()
-    compiled = jax.jit(_both(function)).lower(*args).compile()
-    seconds = time.perf_counter() - started
-    error = relative_error(compiled(*args)[1], truth)
-    right = error < TOLERANCE[args[0].dtype.name]
-    return Contender(
-        lambda: jax.block_until_ready(compiled(*args)) and None,
-        "" if right else f"relative error {error:.2g}",
-        seconds,
-        result=f"error {error:.1e}",
-        **memory(compiled),
-    )

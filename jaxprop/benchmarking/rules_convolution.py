@@ -1,7 +1,6 @@
 """Pooling, convolution and embedding, forward and backward: the rules against JAX's own."""
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from math import prod
 from typing import Any
@@ -12,17 +11,8 @@ import numpy as np
 from jax import lax
 
 import jaxprop
-from jaxprop.benchmarking.steps import relative_error
-from jaxprop.benchmarking.timing import Contender, Entry, memory
-from jaxprop.installing import PyTree
-
-# How far values and gradients may lie from float64, of each one's largest.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
-# Automatic differentiation of bfloat16 code adds up the 25088 terms of a bias's gradient in
-# bfloat16, and is a fifth off. People train with that, so it is timed, and called far off.
-FAR_OFF = {"float32": 1e-4, "bfloat16": 0.5}
-
-Way = Callable[..., jax.Array]
+from jaxprop.benchmarking.gradients import Way, gradient_entry
+from jaxprop.benchmarking.timing import Entry
 
 
 def convolution_entries(quick: bool) -> Iterator[tuple[str, Callable[[], Entry]]]:
@@ -72,7 +62,7 @@ def max_pool(name: str, dtype: str, shape: tuple[int, ...], kind: str) -> Entry:
         return _reduce_window(x, -np.inf, lax.max, kind)
 
     ways: dict[str, Way] = {"automatic": plain, "by hand": jaxprop.max_pool.bind(**POOLS[kind])}
-    return _entry(name, ways, _normal(dtype, shape))
+    return _entry(name, ways, (_normal(dtype, shape),))
 
 
 def avg_pool(name: str, dtype: str, shape: tuple[int, ...], kind: str) -> Entry:
@@ -80,7 +70,7 @@ def avg_pool(name: str, dtype: str, shape: tuple[int, ...], kind: str) -> Entry:
         return _reduce_window(x, 0, lax.add, kind) / prod(POOLS[kind]["window"])
 
     ways: dict[str, Way] = {"automatic": plain, "by hand": jaxprop.avg_pool.bind(**POOLS[kind])}
-    return _entry(name, ways, _normal(dtype, shape))
+    return _entry(name, ways, (_normal(dtype, shape),))
 
 
 def _reduce_window(x: jax.Array, start: float, reduce: Callable, kind: str) -> jax.Array:
@@ -94,7 +84,7 @@ def global_max_pool(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
         "automatic": lambda x: jnp.max(x, axis=(1, 2)),
         "by hand": jaxprop.global_max_pool,
     }
-    return _entry(name, ways, _normal(dtype, shape))
+    return _entry(name, ways, (_normal(dtype, shape),))
 
 
 def global_avg_pool(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
@@ -102,7 +92,7 @@ def global_avg_pool(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
         "automatic": lambda x: jnp.mean(x, axis=(1, 2)),
         "by hand": jaxprop.global_avg_pool,
     }
-    return _entry(name, ways, _normal(dtype, shape))
+    return _entry(name, ways, (_normal(dtype, shape),))
 
 
 # A convolution of 64 channels, 3 by 3, as each is used: groups of 8 channels, or of one.
@@ -132,7 +122,7 @@ def conv(name: str, dtype: str, shape: tuple[int, ...], kind: str) -> Entry:
     by_hand = jaxprop.conv.bind(padding="SAME", **options)
     ways: dict[str, Way] = {"automatic": plain, "by hand": by_hand}
     w = _normal("float32", (3, 3, 64 // options.get("groups", 1), 64), 1) / 8
-    return _entry(name, ways, _normal(dtype, shape), w, _normal("float32", (64,), 2))
+    return _entry(name, ways, (_normal(dtype, shape), w, _normal("float32", (64,), 2)))
 
 
 def conv_transpose(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
@@ -141,7 +131,7 @@ def conv_transpose(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
 
     by_hand = jaxprop.conv_transpose.bind(stride=(2, 2), padding="SAME")
     ways: dict[str, Way] = {"automatic": plain, "by hand": by_hand}
-    return _entry(name, ways, _normal(dtype, shape), _normal("float32", (4, 4, 64, 64), 1) / 8)
+    return _entry(name, ways, (_normal(dtype, shape), _normal("float32", (4, 4, 64, 64), 1) / 8))
 
 
 def causal_depthwise_conv(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
@@ -167,7 +157,7 @@ def causal_depthwise_conv(name: str, dtype: str, shape: tuple[int, ...]) -> Entr
         "automatic, of a convolution": grouped,
         "by hand": jaxprop.causal_depthwise_conv,
     }
-    return _entry(name, ways, _normal(dtype, shape), _normal("float32", (4, shape[-1]), 1))
+    return _entry(name, ways, (_normal(dtype, shape), _normal("float32", (4, shape[-1]), 1)))
 
 
 def embedding(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
@@ -177,7 +167,7 @@ def embedding(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
         "automatic": lambda tokens, table: table[tokens],
         "by hand": jaxprop.embedding,
     }
-    return _entry(name, ways, tokens, _normal(dtype, (8192, shape[-1])))
+    return _entry(name, ways, (tokens, _normal(dtype, (8192, shape[-1]))))
 
 
 def resize_nearest(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
@@ -199,7 +189,7 @@ def _resize(
         return jax.image.resize(x, (batch, *size, channels), method, antialias=False)
 
     ways: dict[str, Way] = {"automatic": plain, "by hand": rule.bind(size=size)}
-    return _entry(name, ways, _normal(dtype, shape))
+    return _entry(name, ways, (_normal(dtype, shape),))
 
 
 def pixel_shuffle(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
@@ -211,7 +201,7 @@ def pixel_shuffle(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
 
     by_hand = jaxprop.pixel_shuffle.bind(factor=2)
     ways: dict[str, Way] = {"automatic": plain, "by hand": by_hand}
-    return _entry(name, ways, _normal(dtype, shape))
+    return _entry(name, ways, (_normal(dtype, shape),))
 
 
 # Of bfloat16 numbers many tie, and there jnp.max has another subgradient: it splits g.
@@ -222,53 +212,11 @@ def _normal(dtype: str, shape: tuple[int, ...], seed: int = 0) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
 
 
-def _entry(name: str, ways: Mapping[str, Way], *args: jax.Array) -> Entry:
-    """The output and every cotangent, each way, against the rule's reference in float64."""
-    y = jax.eval_shape(ways["automatic"], *args)
-    g = _normal(y.dtype, y.shape, 3)
-    truth = _truth(ways["by hand"], args, g)
-    baselines = tuple(way for way in ways if way != "by hand")
-    contenders = {
-        way: _contender(function, args, g, truth, FAR_OFF if way in baselines else TOLERANCE)
-        for way, function in ways.items()
-    }
-    return Entry(name, baselines, contenders)
+def _entry(name: str, ways: dict[str, Way], args: tuple[jax.Array, ...]) -> Entry:
+    """Held against the rule's reference: of ties JAX's own functions may choose another."""
 
+    def reference(*args: jax.Array) -> jax.Array:
+        with jaxprop.automatic():
+            return ways["by hand"](*args)
 
-def _both(function: Way, args: tuple[jax.Array, ...], g: jax.Array) -> tuple[PyTree, PyTree]:
-    """The value, and the cotangents of what is not tokens."""
-    tokens = args[:1] if jnp.issubdtype(args[0].dtype, jnp.integer) else ()
-    y, pullback = jax.vjp(partial(function, *tokens), *args[len(tokens) :])
-    return y, pullback(g)
-
-
-def _truth(function: Way, args: tuple[jax.Array, ...], g: jax.Array) -> PyTree:
-    with jax.enable_x64(True), jaxprop.automatic():
-        wide = [x if x.dtype == jnp.int32 else x.astype(jnp.float64) for x in args]
-        found = jax.jit(partial(_both, function))(tuple(wide), g.astype(jnp.float64))
-        return jax.tree.map(np.asarray, found)
-
-
-def _contender(
-    function: Way,
-    args: tuple[jax.Array, ...],
-    g: jax.Array,
-    truth: PyTree,
-    allowed: Mapping[str, float],
-) -> Contender:
-    started = time.perf_counter()
-    compiled = jax.jit(partial(_both, function)).lower(args, g).compile()
-    seconds = time.perf_counter() - started
-    error = relative_error(compiled(args, g), truth)
-    words = "error" if error < TOLERANCE[g.dtype.name] else "far off"
-
-    def run() -> None:
-        jax.block_until_ready(compiled(args, g))
-
-    return Contender(
-        run,
-        f"relative error {error:.2g}" if not error < allowed[g.dtype.name] else "",
-        seconds,
-        result=f"{words} {error:.1e}",
-        **memory(compiled),
-    )
+    return gradient_entry(name, ways, args, truth=reference)

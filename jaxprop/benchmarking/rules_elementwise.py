@@ -1,21 +1,14 @@
 """Activations, gated units, softmax and dropout, forward and backward, against jax.nn by JAX."""
 
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import jaxprop
-from jaxprop.benchmarking.steps import relative_error
-from jaxprop.benchmarking.timing import Contender, Entry, memory
-
-# How far the value and the cotangents may lie from float64, of each one's largest.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
-
-Way = Callable[..., jax.Array]
+from jaxprop.benchmarking.gradients import Way, gradient_entry
+from jaxprop.benchmarking.timing import Entry
 
 # A rule by hand, the same function of jax.nn (or plain code) by automatic differentiation, and how
 # many arrays of x's shape it takes.
@@ -76,7 +69,7 @@ def pair(
     count: int,
 ) -> Entry:
     arrays = [_normal(dtype, shape, seed) for seed in range(count)]
-    return _entry(name, {"automatic": plain, "by hand": by_hand()}, *arrays)
+    return gradient_entry(name, {"automatic": plain, "by hand": by_hand()}, tuple(arrays))
 
 
 def prelu(name: str, shape: tuple[int, ...]) -> Entry:
@@ -84,8 +77,8 @@ def prelu(name: str, shape: tuple[int, ...]) -> Entry:
         return jnp.where(x > 0, x, slope * x)
 
     slope = _normal("float32", shape[-1:], 1)
-    return _entry(
-        name, {"automatic": plain, "by hand": jaxprop.prelu}, _normal("float32", shape), slope
+    return gradient_entry(
+        name, {"automatic": plain, "by hand": jaxprop.prelu}, (_normal("float32", shape), slope)
     )
 
 
@@ -96,7 +89,7 @@ def soft_cap(name: str, shape: tuple[int, ...]) -> Entry:
         "automatic": lambda x: cap.astype(x.dtype) * jnp.tanh(x / cap.astype(x.dtype)),
         "by hand": lambda x: jaxprop.soft_cap(x, cap),
     }
-    return _entry(name, ways, _normal("float32", shape))
+    return gradient_entry(name, ways, (_normal("float32", shape),))
 
 
 def dropout(name: str, shape: tuple[int, ...]) -> Entry:
@@ -111,7 +104,7 @@ def dropout(name: str, shape: tuple[int, ...]) -> Entry:
         "automatic": plain,
         "by hand": lambda x: jaxprop.dropout(x, rate, key),
     }
-    return _entry(name, ways, _normal("float32", shape))
+    return gradient_entry(name, ways, (_normal("float32", shape),))
 
 
 def gaussian_noise(name: str, shape: tuple[int, ...]) -> Entry:
@@ -125,42 +118,8 @@ def gaussian_noise(name: str, shape: tuple[int, ...]) -> Entry:
         "automatic": plain,
         "by hand": lambda x: jaxprop.gaussian_noise(x, scale, key),
     }
-    return _entry(name, ways, _normal("float32", shape))
+    return gradient_entry(name, ways, (_normal("float32", shape),))
 
 
 def _normal(dtype: str, shape: tuple[int, ...], seed: int = 0) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
-
-
-def _entry(name: str, ways: dict[str, Way], *args: jax.Array) -> Entry:
-    """The output and every cotangent, each way, against the first way in float64."""
-    output = jax.eval_shape(ways["automatic"], *args)
-    g = _normal(output.dtype, output.shape, 3)
-    with jax.enable_x64(True):
-        wide = jax.tree.map(lambda x: x.astype(jnp.float64), (args, g))
-        truth = jax.tree.map(np.asarray, jax.jit(partial(_both, ways["automatic"]))(*wide))
-    contenders = {way: _contender(function, args, g, truth) for way, function in ways.items()}
-    return Entry(name, ("automatic",), contenders)
-
-
-def _both(function: Way, args: tuple[jax.Array, ...], g: jax.Array) -> tuple:
-    y, pullback = jax.vjp(function, *args)
-    return y, pullback(g)
-
-
-def _contender(function: Way, args: tuple[jax.Array, ...], g: jax.Array, truth: tuple) -> Contender:
-    started = time.perf_counter()
-    compiled = jax.jit(partial(_both, function)).lower(args, g).compile()
-    seconds = time.perf_counter() - started
-    error = relative_error(compiled(args, g), truth)
-
-    def run() -> None:
-        jax.block_until_ready(compiled(args, g))
-
-    return Contender(
-        run,
-        f"relative error {error:.2g}" if not error < TOLERANCE[args[0].dtype.name] else "",
-        seconds,
-        result=f"error {error:.1e}",
-        **memory(compiled),
-    )

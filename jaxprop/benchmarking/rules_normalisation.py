@@ -1,25 +1,18 @@
 """The normalisations, forward and backward: the rules against automatic differentiation."""
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 import jaxprop
-from jaxprop.benchmarking.steps import relative_error
-from jaxprop.benchmarking.timing import Contender, Entry, memory
+from jaxprop.benchmarking.gradients import Way, gradient_entry
+from jaxprop.benchmarking.timing import Entry
 from jaxprop.installing import PyTree
 
-# How far values and gradients may lie from float64, of each one's largest. In bfloat16 plain code
-# squares and sums what is rounded already, which is what people train with.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 EPS = 1e-5
-
-Way = Callable[..., PyTree]
 
 
 def normalisation_entries(quick: bool) -> Iterator[tuple[str, Callable[[], Entry]]]:
@@ -43,7 +36,7 @@ def normalisation_entries(quick: bool) -> Iterator[tuple[str, Callable[[], Entry
 
 def rms_norm(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
     ways: dict[str, Way] = {"automatic": _plain_rms_norm, "by hand": jaxprop.rms_norm.bind(eps=EPS)}
-    return _entry(name, ways, _normal(dtype, shape), _gamma(shape))
+    return gradient_entry(name, ways, (_normal(dtype, shape), _gamma(shape)))
 
 
 def layer_norm(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
@@ -52,7 +45,7 @@ def layer_norm(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
         return _affine((x - mean) * lax.rsqrt(var + EPS), gamma, beta)
 
     ways: dict[str, Way] = {"automatic": plain, "by hand": jaxprop.layer_norm.bind(eps=EPS)}
-    return _entry(name, ways, _normal(dtype, shape), _gamma(shape), _beta(shape))
+    return gradient_entry(name, ways, (_normal(dtype, shape), _gamma(shape), _beta(shape)))
 
 
 def add_rms_norm(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
@@ -61,7 +54,9 @@ def add_rms_norm(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
         return _plain_rms_norm(stream, gamma), stream
 
     ways: dict[str, Way] = {"automatic": plain, "by hand": jaxprop.add_rms_norm.bind(eps=EPS)}
-    return _entry(name, ways, _normal(dtype, shape), _normal(dtype, shape, 4), _gamma(shape))
+    return gradient_entry(
+        name, ways, (_normal(dtype, shape), _normal(dtype, shape, 4), _gamma(shape))
+    )
 
 
 def batch_norm(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
@@ -71,7 +66,7 @@ def batch_norm(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
         return y, mean.astype(gamma.dtype), var.astype(gamma.dtype)
 
     ways: dict[str, Way] = {"automatic": plain, "by hand": jaxprop.batch_norm.bind(eps=EPS)}
-    return _entry(name, ways, _normal(dtype, shape), _gamma(shape), _beta(shape))
+    return gradient_entry(name, ways, (_normal(dtype, shape), _gamma(shape), _beta(shape)))
 
 
 def group_norm(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
@@ -86,7 +81,7 @@ def group_norm(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
         "automatic": plain,
         "by hand": jaxprop.group_norm.bind(groups=8, eps=EPS),
     }
-    return _entry(name, ways, _normal(dtype, shape), _gamma(shape), _beta(shape))
+    return gradient_entry(name, ways, (_normal(dtype, shape), _gamma(shape), _beta(shape)))
 
 
 def instance_norm(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
@@ -95,7 +90,7 @@ def instance_norm(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
         return _affine((x - mean) * lax.rsqrt(var + EPS), gamma, beta)
 
     ways: dict[str, Way] = {"automatic": plain, "by hand": jaxprop.instance_norm.bind(eps=EPS)}
-    return _entry(name, ways, _normal(dtype, shape), _gamma(shape), _beta(shape))
+    return gradient_entry(name, ways, (_normal(dtype, shape), _gamma(shape), _beta(shape)))
 
 
 def l2_normalize(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
@@ -103,7 +98,7 @@ def l2_normalize(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
         return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
     ways: dict[str, Way] = {"automatic": plain, "by hand": jaxprop.l2_normalize.bind(eps=EPS)}
-    return _entry(name, ways, _normal(dtype, shape))
+    return gradient_entry(name, ways, (_normal(dtype, shape),))
 
 
 def weight_standardize(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
@@ -111,7 +106,7 @@ def weight_standardize(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
         return (w - jnp.mean(w, 0)) * lax.rsqrt(jnp.var(w, 0) + EPS)
 
     ways: dict[str, Way] = {"automatic": plain, "by hand": jaxprop.weight_standardize.bind(eps=EPS)}
-    return _entry(name, ways, _normal(dtype, shape))
+    return gradient_entry(name, ways, (_normal(dtype, shape),))
 
 
 def weight_norm(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
@@ -119,7 +114,7 @@ def weight_norm(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
         return gain.astype(v.dtype) * v / jnp.linalg.norm(v, axis=0)
 
     ways: dict[str, Way] = {"automatic": plain, "by hand": jaxprop.weight_norm}
-    return _entry(name, ways, _normal(dtype, shape), _gamma(shape))
+    return gradient_entry(name, ways, (_normal(dtype, shape), _gamma(shape)))
 
 
 def _plain_rms_norm(x: jax.Array, gamma: jax.Array) -> jax.Array:
@@ -141,42 +136,3 @@ def _gamma(shape: tuple[int, ...]) -> jax.Array:
 
 def _beta(shape: tuple[int, ...]) -> jax.Array:
     return _normal("float32", shape[-1:], 2)
-
-
-def _entry(name: str, ways: Mapping[str, Way], *args: jax.Array) -> Entry:
-    """The outputs and every cotangent, each way, against the first way in float64."""
-    outputs = jax.eval_shape(ways["automatic"], *args)
-    g = jax.tree.map(lambda y: _normal(y.dtype, y.shape, 3), outputs)
-    truth = _truth(ways["automatic"], args, g)
-    contenders = {way: _contender(function, args, g, truth) for way, function in ways.items()}
-    return Entry(name, ("automatic",), contenders)
-
-
-def _both(function: Way, args: tuple[jax.Array, ...], g: PyTree) -> tuple[PyTree, PyTree]:
-    y, pullback = jax.vjp(function, *args)
-    return y, pullback(g)
-
-
-def _truth(function: Way, args: tuple[jax.Array, ...], g: PyTree) -> PyTree:
-    with jax.enable_x64(True):
-        wide = jax.tree.map(lambda x: x.astype(jnp.float64), (args, g))
-        return jax.tree.map(np.asarray, jax.jit(partial(_both, function))(*wide))
-
-
-def _contender(function: Way, args: tuple[jax.Array, ...], g: PyTree, truth: PyTree) -> Contender:
-    started = time.perf_counter()
-    compiled = jax.jit(partial(_both, function)).lower(args, g).compile()
-    seconds = time.perf_counter() - started
-    error = relative_error(compiled(args, g), truth)
-    tolerance = TOLERANCE[args[0].dtype.name]
-
-    def run() -> None:
-        jax.block_until_ready(compiled(args, g))
-
-    return Contender(
-        run,
-        f"relative error {error:.2g}" if not error < tolerance else "",
-        seconds,
-        result=f"error {error:.1e}",
-        **memory(compiled),
-    )

@@ -1,26 +1,18 @@
 """lstm and gru over whole sequences, against `lax.scan` under automatic differentiation."""
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 import jaxprop
-from jaxprop.benchmarking.steps import relative_error
-from jaxprop.benchmarking.timing import Contender, Entry, memory
+from jaxprop.benchmarking.gradients import Way, gradient_entry
+from jaxprop.benchmarking.timing import Entry
 from jaxprop.installing import PyTree
 from jaxprop.samples import normal
-
-# How far values and gradients may lie from float64, of each one's largest. In bfloat16 plain code
-# rounds the state and every gate at every step, which is what people train with.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
-
-Way = Callable[..., PyTree]
 
 
 class Shape(NamedTuple):
@@ -52,7 +44,7 @@ def lstm(name: str, dtype: str, shape: Shape) -> Entry:
 
     states = (_zeros(dtype, shape), _zeros(dtype, shape))
     ways = _ways(step, 2) | {"by hand": jaxprop.lstm}
-    return _entry(name, ways, (_x(dtype, shape), *states, *_weights(shape, 4)))
+    return gradient_entry(name, ways, (_x(dtype, shape), *states, *_weights(shape, 4)))
 
 
 def gru(name: str, dtype: str, shape: Shape) -> Entry:
@@ -65,7 +57,7 @@ def gru(name: str, dtype: str, shape: Shape) -> Entry:
         return h, h
 
     ways = _ways(step, 1) | {"by hand": jaxprop.gru}
-    return _entry(name, ways, (_x(dtype, shape), _zeros(dtype, shape), *_weights(shape, 3)))
+    return gradient_entry(name, ways, (_x(dtype, shape), _zeros(dtype, shape), *_weights(shape, 3)))
 
 
 def _thirds(x: jax.Array) -> list[jax.Array]:
@@ -107,37 +99,3 @@ def _weights(shape: Shape, gates: int) -> tuple[jax.Array, jax.Array, jax.Array]
     k, scale = gates * shape.width, shape.width**-0.5
     w_x, w_h = normal(1, shape.width, k) * scale, normal(2, shape.width, k) * scale
     return w_x, w_h, normal(3, k) / 10
-
-
-def _entry(name: str, ways: Mapping[str, Way], args: tuple[jax.Array, ...]) -> Entry:
-    """The outputs and every cotangent, each way, against the first way in float64."""
-    outputs = jax.eval_shape(ways["scan"], *args)
-    g = jax.tree.map(lambda y: normal(4, *y.shape).astype(y.dtype), outputs)
-    with jax.enable_x64(True):
-        wide = jax.tree.map(lambda x: x.astype(jnp.float64), (args, g))
-        truth = jax.tree.map(np.asarray, jax.jit(partial(_both, ways["scan"]))(*wide))
-    contenders = {way: _contender(function, args, g, truth) for way, function in ways.items()}
-    return Entry(name, ("scan", "scan, inputs before"), contenders)
-
-
-def _both(function: Way, args: tuple[jax.Array, ...], g: PyTree) -> tuple[PyTree, PyTree]:
-    y, pullback = jax.vjp(function, *args)
-    return y, pullback(g)
-
-
-def _contender(function: Way, args: tuple[jax.Array, ...], g: PyTree, truth: PyTree) -> Contender:
-    started = time.perf_counter()
-    compiled = jax.jit(partial(_both, function)).lower(args, g).compile()
-    seconds = time.perf_counter() - started
-    error = relative_error(compiled(args, g), truth)
-
-    def run() -> None:
-        jax.block_until_ready(compiled(args, g))
-
-    return Contender(
-        run,
-        "" if error < TOLERANCE[args[0].dtype.name] else f"relative error {error:.2g}",
-        seconds,
-        result=f"error {error:.1e}",
-        **memory(compiled),
-    )
