@@ -62,7 +62,8 @@ class Gpt2Config:
     def __post_init__(self) -> None:
         names = ("vocabulary", "width", "depth", "heads", "context")
         sizes = {name: getattr(self, name) for name in names}
-        check_sizes("Gpt2Config", **sizes, hidden=self.feed_forward)
+        check_sizes("Gpt2Config", **sizes)
+        check_sizes("Gpt2Config", hidden=self.feed_forward)
         if self.width % self.heads:
             raise ValueError(
                 f"Gpt2Config: heads must divide width, got {self.heads} and {self.width}. Change "
