@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -140,11 +140,11 @@ def _of_run(path: Path | None) -> Source:
 
 
 def _of_weights(path: Path | None) -> Source:
-    from jaxprop.models import huggingface
+    from jaxprop.models.huggingface import load, tokenizer
 
     assert path is not None
-    model, params = huggingface.load(path)
-    made: Any = huggingface.tokenizer(path)
+    model, params = load(path)
+    made = tokenizer(path)
 
     def encode(text: str) -> list[int]:
         return made.encode(text).ids

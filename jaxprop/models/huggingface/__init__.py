@@ -58,7 +58,7 @@ def load(
             _leaf(tensors, place, leaf.shape, chosen)
             for place, leaf in zip(places(model, shapes), jax.tree.leaves(shapes), strict=True)
         ]
-        params = jax.tree.structure(shapes).unflatten(leaves)
+        params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
         _check_tied_head(tensors, model, params)
     return model, params
 
@@ -170,10 +170,10 @@ def _check_tied_head(tensors: Tensors, model: LanguageModel, params: PyTree) -> 
 
 
 def _check_params(params: PyTree, shapes: PyTree) -> None:
-    if jax.tree.structure(params) != jax.tree.structure(shapes):
+    wanted, got = str(jax.tree.structure(shapes)), str(jax.tree.structure(params))
+    if got != wanted:
         raise CheckpointError(
-            f"params must have the structure that the model's init gives, "
-            f"{jax.tree.structure(shapes)}, got {jax.tree.structure(params)}."
+            f"params must have the structure that the model's init gives, {wanted}, got {got}."
         )
     for (path, leaf), like in zip(
         jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shapes), strict=True

@@ -149,7 +149,7 @@ def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray], max_shard_byt
     from safetensors.numpy import save_file
 
     shards = _shards(tensors, max_shard_bytes)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         name = WHOLE if len(shards) == 1 else SHARD.format(number=number, count=len(shards))
         temporary = folder / f"{name}.tmp"

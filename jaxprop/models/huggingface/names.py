@@ -74,7 +74,7 @@ def places(model: LanguageModel, shapes: PyTree) -> list[Place]:
 
 def expected_tensors(model: LanguageModel, shapes: PyTree) -> dict[str, tuple[int, ...]]:
     """Every tensor by name, with its shape as the file has it."""
-    tensors = {}
+    tensors: dict[str, tuple[int, ...]] = {}
     for place, leaf in zip(places(model, shapes), jax.tree.leaves(shapes), strict=True):
         shape = leaf.shape[1:] if place.stacked else leaf.shape
         tensors |= dict.fromkeys(place.names, shape[::-1] if place.transposed else shape)
