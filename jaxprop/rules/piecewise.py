@@ -145,7 +145,9 @@ def prelu_reference(x: jax.Array, slope: jax.Array) -> jax.Array:
     Residuals: x and slope (arguments): with a slope of any sign y does not tell that of x.
 
     Numerics: products in float32 at least, rounded once; dslope is summed there too. At the kink
-        x = 0 the subgradient is slope, as in leaky_relu and PyTorch; in Flax it is 1.
+        x = 0 the subgradient is slope, as in leaky_relu and PyTorch; in Flax it is 1. On a CPU XLA
+        lays out what B2 adds up, an array of x's size; what automatic differentiation adds up it
+        does not.
 
     Raises:
         TypeError: where x or slope is not floating.
