@@ -1,12 +1,11 @@
 """Linear maps between any axes: an einsum of two operands."""
 
 from dataclasses import dataclass, field
-from itertools import pairwise
-from math import prod
 from string import ascii_letters
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxprop.precision import at_least_float32, floating, up
 from jaxprop.rule import Case, Rule
@@ -109,45 +108,16 @@ def _contracted(a: jax.Array, of_a: str, b: jax.Array, of_b: str, of_y: str) -> 
     of_y = "".join(label for label in of_y if label in of_a + of_b)
     a, of_a = _summed_alone(a, of_a, of_b + of_y)
     b, of_b = _summed_alone(b, of_b, of_a + of_y)
+    loops = [label for label in of_a if label in of_b and label in of_y]
+    summed = [label for label in of_a if label in of_b and label not in of_y]
+    free = [label for label in of_a + of_b if label not in loops + summed]
+    dims = tuple(
+        ([of_a.index(label) for label in kind], [of_b.index(label) for label in kind])
+        for kind in (summed, loops)
+    )
     wide = at_least_float32(a.dtype)
-    equation = f"{of_a},{of_b}->{of_y}"
-    return jnp.einsum(equation, a, b.astype(a.dtype), preferred_element_type=wide)
-
-
-def _in_groups(a: jax.Array, of_a: str, b: jax.Array, of_b: str, of_y: str) -> jax.Array:
-    """The same where labels that stand side by side throughout are one axis.
-
-    XLA copies operands of several axes to contract them; matrices it takes as they are.
-    """
-    sizes = dict(zip(of_a + of_b, a.shape + b.shape, strict=True))
-    of_y = "".join(label for label in of_y if label in sizes)
-    groups = _groups((of_a, of_b, of_y))
-
-    def merged(x: jax.Array, term: str) -> jax.Array:
-        kept = [group for group in groups if group[0] in term]
-        in_order = sorted(kept, key=lambda group: term.index(group[0]))
-        return x.reshape([prod(sizes[label] for label in group) for group in in_order])
-
-    def first(term: str) -> str:
-        return "".join(label for label in term if any(label == group[0] for group in groups))
-
-    y = _contracted(merged(a, of_a), first(of_a), merged(b, of_b), first(of_b), first(of_y))
-    return y.reshape([sizes[label] for label in of_y])
-
-
-def _groups(terms: tuple[str, ...]) -> list[str]:
-    """The labels in groups: those that follow each other in every term that has one of them."""
-    groups = sorted(set("".join(terms)))
-    for term in terms:
-        for before, after in pairwise(term):
-            left = next(group for group in groups if before in group)
-            right = next(group for group in groups if after in group)
-            both = left + right
-            if left != right and all(
-                both in other or not set(both) & set(other) for other in terms
-            ):
-                groups = [group for group in groups if group not in (left, right)] + [both]
-    return groups
+    y = lax.dot_general(a, b.astype(a.dtype), dims, preferred_element_type=wide)
+    return y.transpose([(loops + free).index(label) for label in of_y])
 
 
 def _summed_alone(a: jax.Array, of_a: str, others: str) -> tuple[jax.Array, str]:
@@ -179,8 +149,8 @@ def projection_backward(
     res: ProjectionResiduals, g: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     of_x, of_w, of_y = res.labels
-    dx = _spread(_in_groups(g, of_y, res.w, of_w, of_x), of_x, of_y + of_w, res.x)  # B1
-    dw = _spread(_in_groups(res.x, of_x, g, of_y, of_w), of_w, of_x + of_y, res.w)  # B2
+    dx = _spread(_contracted(g, of_y, res.w, of_w, of_x), of_x, of_y + of_w, res.x)  # B1
+    dw = _spread(_contracted(res.x, of_x, g, of_y, of_w), of_w, of_x + of_y, res.w)  # B2
     db = jnp.sum(up(g), axis=tuple(range(g.ndim - res.b_axes)))  # B3
     return dx, dw, db
 
