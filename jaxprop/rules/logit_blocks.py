@@ -90,13 +90,6 @@ def kept_rows(h: jax.Array, labels: jax.Array, ignore_index: int | None) -> jax.
     return h if ignore_index is None else jnp.where((labels != ignore_index)[..., None], h, 0)
 
 
-def rows_at_once(block: int | None, w: jax.Array) -> int:
-    """The size of a block of rows where none is given."""
-    if block is not None:
-        return block
-    return 192 if w.ndim and w.shape[-1] > 2**15 else 128
-
-
 def without_logits(inputs: LinearInputs, ignore_index: int | None) -> Examples:
     """Every row as an example, its logits known by their shape alone."""
     logits = jax.ShapeDtypeStruct((len(inputs.h), inputs.w.shape[-1]), inputs.h.dtype)
