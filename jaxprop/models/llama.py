@@ -75,6 +75,8 @@ class LlamaConfig:
             raise ValueError(
                 f"LlamaConfig: key_heads must divide heads, got {self.key_heads} and {self.heads}."
             )
+        if self.window is not None:
+            check_sizes("LlamaConfig", window=self.window)
         if self.head_size is None and self.width % self.heads:
             raise ValueError(
                 f"LlamaConfig: heads must divide width, got {self.heads} and {self.width}. Change "

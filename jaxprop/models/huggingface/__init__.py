@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprop.installing import PyTree
-from jaxprop.models.huggingface.errors import CheckpointError
-from jaxprop.models.huggingface.files import Tensors, open_tensors, write_tensors
+from jaxprop.models.huggingface.errors import CheckpointError, library
+from jaxprop.models.huggingface.files import Tensors, open_tensors, write_json, write_tensors
 from jaxprop.models.huggingface.names import Place, expected_tensors, is_ignored, places
 from jaxprop.models.huggingface.settings import model_of, settings_of
 from jaxprop.models.transformer import LanguageModel
@@ -35,7 +35,8 @@ def load(
     Args:
         folder: has config.json, and model.safetensors or model.safetensors.index.json with the
             shards that it names.
-        dtype: what all parameters become; None for that of the embedding in the file.
+        dtype: what all parameters become, floating; None for that of the embedding in the file.
+            Float64 is float32 unless jax_enable_x64 is set, as in all of JAX.
 
     Returns:
         (model, params). Matrices are (in, out), whichever way round the file has them, and the
@@ -45,15 +46,19 @@ def load(
     Raises:
         CheckpointError, a ValueError: where a file is absent, cut off or no safetensors; where a
             tensor is missing, unknown, of another shape or not floating, by its name; where
-            config.json asks for what the networks here do not compute, by the setting's name.
+            config.json asks for what the networks here do not compute, by the setting's name;
+            where dtype is not floating.
         ModuleNotFoundError: where safetensors is not installed.
     """
     folder = Path(folder)
+    _check_dtype(dtype)
     model = model_of(_config(folder))
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     with open_tensors(folder) as tensors:
         _check_names(tensors, model, shapes)
-        chosen = jnp.dtype(dtype or tensors.dtype(_embedding(model, shapes)))
+        chosen = jax.dtypes.canonicalize_dtype(
+            tensors.dtype(_embedding(model, shapes)) if dtype is None else dtype
+        )
         leaves = [
             _leaf(tensors, place, leaf.shape, chosen)
             for place, leaf in zip(places(model, shapes), jax.tree.leaves(shapes), strict=True)
@@ -68,6 +73,9 @@ def save(
 ) -> None:
     """Write a checkpoint that `load` and Hugging Face's `from_pretrained` read.
 
+    What a network here does not have, such as the numbers of special tokens or the longest
+    context, is not in config.json: `from_pretrained` takes its own defaults.
+
     Args:
         folder: new or empty: nothing that is there is overwritten.
         model: of `gpt2` or `llama`; a Llama with a window is written as Mistral, with biases of
@@ -76,36 +84,40 @@ def save(
         max_shard_bytes: where the tensors are more, they are written in several files.
 
     Raises:
-        CheckpointError: where the folder has something in it, or params are not the model's.
+        CheckpointError: where the folder has something in it, params are not the model's or not
+            floating, or the model's rotary scaling has no spelling in config.json.
+        ModuleNotFoundError: where safetensors is not installed.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"save needs a new or an empty folder, got {folder}. Give another.")
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     _check_params(params, shapes)
+    settings = settings_of(model) | {"dtype": params["embedding"].dtype.name}
     tensors: dict[str, np.ndarray] = {}
     for place, leaf in zip(places(model, shapes), jax.tree.leaves(params), strict=True):
         array = np.asarray(leaf)
         for name, part in zip(place.names, array if place.stacked else [array], strict=True):
-            tensors[name] = np.ascontiguousarray(part.T if place.transposed else part)
+            tensors[name] = part.T if place.transposed else part
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder, tensors, max_shard_bytes)
-    settings = settings_of(model) | {"dtype": jax.tree.leaves(params)[0].dtype.name}
-    (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+    write_json(folder / CONFIG, settings)  # the last: what is cut off before cannot be loaded
 
 
 def tokenizer(folder: Path | str) -> "tokenizers.Tokenizer":
     """The tokenizer beside the weights, from tokenizer.json, of the library `tokenizers`.
 
-    Raises CheckpointError where there is none, ModuleNotFoundError where the library is not
-    installed.
+    Raises CheckpointError where there is none or it cannot be read, ModuleNotFoundError where the
+    library is not installed.
     """
-    from tokenizers import Tokenizer
-
+    Tokenizer = library("tokenizers").Tokenizer
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
         raise CheckpointError(f"{path} must be there, to turn text into tokens. Copy it there.")
-    return Tokenizer.from_file(str(path))
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no narrower one
+        raise CheckpointError(f"{path} is no tokenizer: {error}. Fetch it again.") from None
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -169,6 +181,14 @@ def _check_tied_head(tensors: Tensors, model: LanguageModel, params: PyTree) -> 
         )
 
 
+def _check_dtype(dtype: jax.typing.DTypeLike | None) -> None:
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        raise CheckpointError(
+            f"dtype must be floating, got {jnp.dtype(dtype).name}. Give float32 or bfloat16, or "
+            "None for what the file has."
+        )
+
+
 def _check_params(params: PyTree, shapes: PyTree) -> None:
     wanted, got = str(jax.tree.structure(shapes)), str(jax.tree.structure(params))
     if got != wanted:
@@ -181,3 +201,4 @@ def _check_params(params: PyTree, shapes: PyTree) -> None:
         if leaf.shape != like.shape:
             name = jax.tree_util.keystr(path)
             raise CheckpointError(f"params{name} must be {like.shape}, got {leaf.shape}.")
+        _check_dtype(leaf.dtype)

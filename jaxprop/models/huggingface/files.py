@@ -2,14 +2,14 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprop.models.huggingface.errors import CheckpointError
+from jaxprop.models.huggingface.errors import CheckpointError, library
 from jaxprop.models.huggingface.names import with_prefix, without_prefix
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -84,9 +84,7 @@ def open_tensors(folder: Path) -> Iterator[Tensors]:
             yield Tensors(folder, _of_index(stack, folder, index))
         elif (folder / WHOLE).is_file():
             path = folder / WHOLE
-            file = stack.enter_context(_opened(path))
-            found = {without_prefix(n): Found(path, file, n) for n in file.keys()}  # noqa: SIM118
-            yield Tensors(folder, found)
+            yield Tensors(folder, _found([(path, stack.enter_context(_opened(path)))]))
         else:
             raise CheckpointError(
                 f"{folder} must have {WHOLE} or {INDEX}, got neither. Convert other formats with "
@@ -97,33 +95,46 @@ def open_tensors(folder: Path) -> Iterator[Tensors]:
 def _of_index(stack: ExitStack, folder: Path, index: Path) -> dict[str, Found]:
     try:
         names: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        shards = sorted(set(names.values()))
+        shards = {shard: folder / shard for shard in sorted(set(names.values()))}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} must have a weight_map, got: {error!r}.") from None
     files: dict[str, Any] = {}
-    for shard in shards:
-        if not (folder / shard).is_file():
-            missing = min(name for name, file in names.items() if file == shard)
+    for shard, path in shards.items():
+        inside = [name for name, file in names.items() if file == shard]
+        if not path.is_file():
             raise CheckpointError(
-                f"{folder / shard} must be there: it has the tensor {missing}, says {INDEX}. "
-                "Fetch it."
+                f"{path} must be there: it has the tensor {min(inside)}, says {INDEX}. Fetch it."
             )
-        files[shard] = stack.enter_context(_opened(folder / shard))
-    for name, shard in names.items():
-        if name not in set(files[shard].keys()):
+        files[shard] = stack.enter_context(_opened(path))
+        if missing := set(inside) - set(files[shard].keys()):
             raise CheckpointError(
-                f"{folder / shard}: the tensor {name} is missing, which {INDEX} says it has. Fetch "
+                f"{path}: the tensor {min(missing)} is missing, which {INDEX} says it has. Fetch "
                 "the file again."
             )
-    return {without_prefix(n): Found(folder / s, files[s], n) for n, s in names.items()}
+    return _found((shards[shard], file) for shard, file in files.items())
+
+
+def _found(files: Iterable[tuple[Path, Any]]) -> dict[str, Found]:
+    """Every tensor of every file, by its name without a prefix."""
+    found: dict[str, Found] = {}
+    for path, file in files:
+        for full in file.keys():  # noqa: SIM118
+            name = without_prefix(full)
+            if name in found:
+                other = found[name]
+                raise CheckpointError(
+                    f"{path}: the tensor {full} must be there once, got it as {other.name} in "
+                    f"{other.path} too. Leave one of them out."
+                )
+            found[name] = Found(path, file, full)
+    return found
 
 
 def _opened(path: Path) -> Any:
-    from safetensors import SafetensorError, safe_open
-
+    safetensors = library("safetensors")
     try:
-        return safe_open(path, framework="numpy")
-    except (SafetensorError, OSError) as error:
+        return safetensors.safe_open(path, framework="numpy")
+    except (safetensors.SafetensorError, OSError) as error:
         what = f"is no safetensors: {error}"
         if cut := _first_cut_off(path):
             what = f"is cut off before the end of the tensor {cut}"
@@ -136,31 +147,40 @@ def _first_cut_off(path: Path) -> str:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
+        size = path.stat().st_size - 8 - length
+        ends = {n: t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"}
+        cut = [(end, name) for name, end in ends.items() if end > size]
     except (ValueError, OSError, MemoryError, OverflowError):
         return ""
-    size = path.stat().st_size - 8 - length
-    ends = {n: t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"}
-    cut = [(end, name) for name, end in ends.items() if end > size]
+    except (AttributeError, KeyError, TypeError, IndexError):  # JSON, but no such header
+        return ""
     return min(cut)[1] if cut else ""
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray], max_shard_bytes: int) -> None:
     """Write the tensors into one file, or into shards with an index; the index last."""
-    from safetensors.numpy import save_file
-
+    save_file = library("safetensors.numpy").save_file
     shards = _shards(tensors, max_shard_bytes)
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         name = WHOLE if len(shards) == 1 else SHARD.format(number=number, count=len(shards))
         temporary = folder / f"{name}.tmp"
-        arrays = {with_prefix(each): tensors[each] for each in names}
+        # Copied here, one shard at a time: what is transposed is a view before.
+        arrays = {with_prefix(each): np.ascontiguousarray(tensors[each]) for each in names}
         save_file(arrays, temporary, metadata={"format": "pt"})
         os.replace(temporary, folder / name)
         weight_map |= dict.fromkeys(arrays, name)
     if len(shards) > 1:
         total = sum(array.nbytes for array in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        write_json(folder / INDEX, index)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """The whole file or none of it."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)
 
 
 def _shards(tensors: Mapping[str, np.ndarray], most: int) -> list[list[str]]:

@@ -20,10 +20,15 @@ def model_of(config: Settings) -> LanguageModel:
     """
     kind = config.get("model_type")
     readers = {"gpt2": _gpt2, "llama": _llama, "mistral": _llama, "qwen2": _llama}
-    if kind not in readers:
+    if not isinstance(kind, str) or kind not in readers:
         raise CheckpointError(
             f"config.json: model_type must be one of {', '.join(readers)}, got {kind!r}. Other "
             "architectures are not here."
+        )
+    if config.get("quantization_config") is not None:
+        raise CheckpointError(
+            "config.json: quantization_config must be left out, got one. Give the checkpoint that "
+            "is not quantised."
         )
     try:
         return readers[kind](config)
@@ -49,7 +54,7 @@ def _gpt2(config: Settings) -> LanguageModel:
             context=config["n_positions"],
             hidden=config.get("n_inner"),
             tied=config.get("tie_word_embeddings", True),
-            eps=config.get("layer_norm_epsilon", 1e-5),
+            eps=_number(config, "layer_norm_epsilon", 1e-5),
         )
     )
 
@@ -74,28 +79,32 @@ def _llama(config: Settings) -> LanguageModel:
             window=_window(config),
             base=base,
             scaling=scaling,
-            eps=config.get("rms_norm_eps", 1e-6),
+            eps=_number(config, "rms_norm_eps", 1e-6),
         )
     )
 
 
 def _window(config: Settings) -> int | None:
     """How far every block sees; CheckpointError where the blocks differ."""
-    window, kinds = config.get("sliding_window"), set(config.get("layer_types") or ())
-    depth = config["num_hidden_layers"]
-    if config["model_type"] == "llama" or window is None:
+    family, window = config["model_type"], config.get("sliding_window", 4096)
+    windowed = family == "mistral" or (family == "qwen2" and config.get("use_sliding_window"))
+    if not windowed or window is None:
         return None
-    if config["model_type"] == "qwen2" and not kinds:
-        # The first max_window_layers blocks see all.
-        first = config.get("max_window_layers", 28) if config.get("use_sliding_window") else depth
-        kinds = {"full_attention"} if first > 0 else set()
-        kinds |= {"sliding_attention"} if first < depth else set()
+    kinds = set(config.get("layer_types") or _layer_types(config))
     if len(kinds) > 1:
         raise CheckpointError(
             f"config.json: layer_types must be the same in every block, got {sorted(kinds)}. Mixed "
             "windows are not here."
         )
-    return None if kinds == {"full_attention"} else window
+    return window if kinds == {"sliding_attention"} else None
+
+
+def _layer_types(config: Settings) -> set[str]:
+    """Of Qwen 2 the first max_window_layers blocks see all; of Mistral none does."""
+    depth = config["num_hidden_layers"]
+    first = config.get("max_window_layers", 28) if config["model_type"] == "qwen2" else 0
+    kinds = {"full_attention"} if first > 0 else set()
+    return kinds | ({"sliding_attention"} if first < depth else set())
 
 
 def _rope(config: Settings) -> tuple[float, Scaling | None]:
@@ -115,26 +124,31 @@ def _rope(config: Settings) -> tuple[float, Scaling | None]:
             f"config.json: rope_type must be one of default, linear, llama3, yarn, got {kind!r}. "
             "Other ones are not here."
         )
+    factor = _number(given, "factor")
     if kind == "linear":
-        return float(base), LinearScaling(float(given["factor"]))
+        return float(base), LinearScaling(factor)
     trained = given.get("original_max_position_embeddings") or config["max_position_embeddings"]
     if kind == "llama3":
-        low, high = given["low_freq_factor"], given["high_freq_factor"]
-        return float(base), Llama3Scaling(float(given["factor"]), float(low), float(high), trained)
-    return float(base), _yarn(given, trained)
+        low, high = _number(given, "low_freq_factor"), _number(given, "high_freq_factor")
+        return float(base), Llama3Scaling(factor, low, high, trained)
+    return float(base), _yarn(given, factor, trained)
 
 
-def _yarn(given: Settings, trained: int) -> YarnScaling:
-    for name in ("attention_factor", "mscale", "mscale_all_dim"):
-        if given.get(name) is not None:
-            raise CheckpointError(
-                f"config.json: {name} of yarn must be left out, got {given[name]}. The gain is "
-                "0.1 log(factor) + 1 here."
-            )
-    if given.get("truncate", True) is not True:
-        raise CheckpointError("config.json: truncate of yarn must be true, got false.")
+def _yarn(given: Settings, factor: float, trained: int) -> YarnScaling:
     fast, slow = given.get("beta_fast") or 32.0, given.get("beta_slow") or 1.0
-    return YarnScaling(float(given["factor"]), trained, float(fast), float(slow))
+    scaling = YarnScaling(factor, trained, float(fast), float(slow))
+    _require(given, "attention_factor", None, (None, scaling.gain))
+    for name in ("mscale", "mscale_all_dim"):
+        _require(given, name, None, (None,))
+    _require(given, "truncate", True, (True,))
+    return scaling
+
+
+def _number(given: Settings, name: str, default: float | None = None) -> float:
+    value = given[name] if default is None else given.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise CheckpointError(f"config.json: {name} must be a number, got {value!r}.")
+    return float(value)
 
 
 def _require(config: Settings, name: str, default: Any, allowed: tuple) -> None:
