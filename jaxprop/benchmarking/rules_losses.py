@@ -100,7 +100,7 @@ def linear_cross_entropy_entry(name: str, rows: int, vocabulary: int) -> Entry:
         blocks = h.reshape(-1, BLOCK, FEATURES), labels.reshape(-1, BLOCK)
         return jnp.mean(lax.map(of_block, blocks))
 
-    rule = jaxprop.linear_cross_entropy.bind(block=BLOCK)
+    rule = jaxprop.linear_cross_entropy
     ways: dict[str, Loss] = {"automatic": plain, "checkpointed blocks": checkpointed}
     ways["by hand"] = rule
     ways["by hand, recomputed"] = rule.bind(variant="recompute")

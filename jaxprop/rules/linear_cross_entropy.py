@@ -17,6 +17,7 @@ from jaxprop.rules.logit_blocks import (
     gradients_by_blocks,
     kept_rows,
     losses_by_blocks,
+    rows_at_once,
     without_logits,
 )
 from jaxprop.rules.losses import check_reduction
@@ -37,7 +38,7 @@ def linear_cross_entropy_reference(
     reduction: str = "mean",
     ignore_index: int | None = None,
     variant: str = "forward",
-    block: int = 128,
+    block: int | None = None,
 ) -> jax.Array:
     """Softmax cross-entropy of the logits h @ w, of which only a block of rows is ever held.
 
@@ -88,7 +89,8 @@ def linear_cross_entropy_reference(
             weights that are counted.
         ignore_index: the label that marks rows to leave out, such as -1 for padding.
         variant: "forward" or "recompute", when the gradients are computed.
-        block: how many rows of logits are held at once.
+        block: how many rows of logits are held at once; None for 128, or for 256 where V is above
+            32768, as each block visits all of dw.
 
     Returns:
         loss: a scalar, or (N,) where reduction="none"; in nats, float32 at least.
@@ -113,7 +115,7 @@ def linear_cross_entropy_reference(
         section 2.
     """
     inputs = LinearInputs(h, w, labels, weights, label_smoothing, z_loss, soft_cap)
-    _check(inputs, reduction, variant, block)
+    _check(inputs, reduction, variant, rows_at_once(block, w))
     logits, _, _ = capped_logits(inputs._replace(h=kept_rows(h, labels, ignore_index)))
     return softmax_cross_entropy.reference(
         logits,
@@ -153,9 +155,10 @@ def linear_cross_entropy_forward(
     reduction: str,
     ignore_index: int | None,
     variant: str,
-    block: int,
+    block: int | None,
 ) -> tuple[jax.Array, LinearCrossEntropyResiduals]:
     inputs = LinearInputs(h, w, labels, weights, label_smoothing, z_loss, soft_cap)
+    block = rows_at_once(block, w)
     _check(inputs, reduction, variant, block)
     rows, found, gradients = flat(inputs), None, None
     if variant == "forward" and reduction != "none":

@@ -6,7 +6,7 @@ that loop are jitted, or a call outside of jit would compile its loop each time.
 
 from collections.abc import Callable
 from functools import partial
-from math import prod
+from math import ceil, prod
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +29,9 @@ from jaxprop.rules.labelled_rows import (
 )
 from jaxprop.rules.losses import check_optional
 
+# Where the vocabulary is wider, dw is in no cache: it is visited by larger blocks, part by part.
+WIDE, PARTS = 2**15, 4
+
 
 class LinearInputs(NamedTuple):
     """The rows h (N, D) with what belongs to each, and what all rows share."""
@@ -46,7 +49,7 @@ class Gradients(NamedTuple):
     """Of a sum of losses; None for what is absent, and for dh, which is no sum, in a block."""
 
     dh: jax.Array | None
-    dw: jax.Array
+    dw: jax.Array | None
     dlabel_smoothing: jax.Array | None
     dz_loss: jax.Array | None
     dsoft_cap: jax.Array | None
@@ -90,6 +93,13 @@ def kept_rows(h: jax.Array, labels: jax.Array, ignore_index: int | None) -> jax.
     return h if ignore_index is None else jnp.where((labels != ignore_index)[..., None], h, 0)
 
 
+def rows_at_once(block: int | None, w: jax.Array) -> int:
+    """The size of a block of rows where none is given: larger where dw is, which each visits."""
+    if block is not None:
+        return block
+    return 256 if w.ndim and w.shape[-1] > WIDE else 128
+
+
 def without_logits(inputs: LinearInputs, ignore_index: int | None) -> Examples:
     """Every row as an example, its logits known by their shape alone."""
     logits = jax.ShapeDtypeStruct((len(inputs.h), inputs.w.shape[-1]), inputs.h.dtype)
@@ -102,7 +112,7 @@ def losses_by_blocks(
 ) -> tuple[jax.Array, Statistics]:
     """(each, the statistics) of the rows, columns (N, 1)."""
 
-    def losses(row: Row) -> tuple[tuple[jax.Array, Statistics], tuple[()]]:
+    def losses(row: Row, sums: Any) -> tuple[tuple[jax.Array, Statistics], tuple[()]]:
         here = inputs._replace(h=row.h, labels=row.labels, weights=row.weights)
         logits, _, _ = capped_logits(here)
         x = _examples(here, logits, ignore_index)
@@ -126,7 +136,9 @@ def gradients_by_blocks(
     found: the statistics where they are known.
     """
 
-    def gradients(row: Row) -> tuple[tuple[jax.Array, jax.Array], Gradients]:
+    def gradients(
+        row: Row, sums: Gradients | None
+    ) -> tuple[tuple[jax.Array, jax.Array], Gradients]:
         h = kept_rows(row.h, row.labels, ignore_index)
         here = inputs._replace(h=h, labels=row.labels, weights=row.weights)
         logits, u, ratio = capped_logits(here)  # F1, F2, F3
@@ -147,12 +159,25 @@ def gradients_by_blocks(
             da = jnp.where(x.kept, dlogits * (1 - u * u), 0)  # B9
         da = da.astype(h.dtype)
         dh = kept_rows(matmul(da, here.w.T), row.labels, ignore_index)  # B10
-        dw = matmul(h.T, da)  # B11
-        return (each, dh), Gradients(None, dw, dsmoothing, dz_loss, dcap)
+        more = Gradients(None, None, dsmoothing, dz_loss, dcap)
+        if sums is not None:
+            more = jax.tree.map(jnp.add, sums._replace(dw=None), more)
+        return (each, dh), more._replace(dw=_with_product(sums, h, da))  # B11
 
     row = Row(inputs.h, inputs.labels, inputs.weights, found, v)
     (each, dh), sums = _over_blocks(gradients, row, block)
     return each, sums._replace(dh=dh)
+
+
+def _with_product(sums: Gradients | None, h: jax.Array, da: jax.Array) -> jax.Array:
+    """h.T @ da, added to the sum so far; of a wide dw a few rows at a time."""
+    if sums is None or sums.dw is None:
+        return matmul(h.T, da)
+    dw, parts = sums.dw, PARTS if da.shape[1] > WIDE else 1
+    step = max(1, ceil(h.shape[1] / parts))
+    for i in range(0, h.shape[1], step):
+        dw = dw.at[i : i + step].add(matmul(h[:, i : i + step].T, da))
+    return dw
 
 
 def _cap_slope(u: jax.Array, ratio: jax.Array) -> jax.Array:
@@ -164,8 +189,8 @@ def _cap_slope(u: jax.Array, ratio: jax.Array) -> jax.Array:
     return jnp.where(near, r * square * factor, u - ratio * (1 - u * u))
 
 
-def _over_blocks(f: Callable[[Row], tuple[Any, Any]], row: Row, block: int) -> tuple[Any, Any]:
-    """f(rows) -> (something per row, something summed over rows), of all rows, block by block.
+def _over_blocks(f: Callable[[Row, Any], tuple[Any, Any]], row: Row, block: int) -> tuple[Any, Any]:
+    """f(rows, sums) -> (something per row, the sums with theirs), of all rows, block by block.
 
     Block j takes every k-th row, so that a batch spread over devices is spread in each block.
     The sums start with a block outside of the loop: what varies over which mesh axes is then
@@ -174,12 +199,12 @@ def _over_blocks(f: Callable[[Row], tuple[Any, Any]], row: Row, block: int) -> t
     n = len(row.h)
     k = max(n - 1, 0) // block
     if k == 0:
-        return f(row)
+        return f(row, None)
     last = jax.tree.map(lambda x: x[k * block :], row)
 
     def step(sums: Any, some: Row) -> tuple[Any, Any]:
-        per_row, more = f(some)
-        return jax.tree.map(jnp.add, sums, more), per_row
+        per_row, sums = f(some, sums)
+        return sums, per_row
 
     def apart(x: jax.Array) -> jax.Array:
         return jnp.moveaxis(x[: k * block].reshape(block, k, *x.shape[1:]), 1, 0)
@@ -187,7 +212,7 @@ def _over_blocks(f: Callable[[Row], tuple[Any, Any]], row: Row, block: int) -> t
     def together(x: jax.Array, last: jax.Array) -> jax.Array:
         return jnp.concatenate([jnp.moveaxis(x, 0, 1).reshape(k * block, *x.shape[2:]), last])
 
-    per_last, sums = f(last)
+    per_last, sums = f(last, None)
     sums, per_row = lax.scan(step, sums, jax.tree.map(apart, row))
     return jax.tree.map(together, per_row, per_last), sums
 

@@ -111,12 +111,14 @@ def _contracted(a: jax.Array, of_a: str, b: jax.Array, of_b: str, of_y: str) -> 
     loops = [label for label in of_a if label in of_b and label in of_y]
     summed = [label for label in of_a if label in of_b and label not in of_y]
     free = [label for label in of_a + of_b if label not in loops + summed]
-    dims = tuple(
-        ([of_a.index(label) for label in kind], [of_b.index(label) for label in kind])
-        for kind in (summed, loops)
-    )
+
+    def axes(kind: list[str]) -> tuple[list[int], list[int]]:
+        return [of_a.index(label) for label in kind], [of_b.index(label) for label in kind]
+
     wide = at_least_float32(a.dtype)
-    y = lax.dot_general(a, b.astype(a.dtype), dims, preferred_element_type=wide)
+    y = lax.dot_general(
+        a, b.astype(a.dtype), (axes(summed), axes(loops)), preferred_element_type=wide
+    )
     return y.transpose([(loops + free).index(label) for label in of_y])
 
 
