@@ -65,12 +65,18 @@ def curves(records: Records, unit: str) -> Figure:
     label = "held-out loss L, after the epoch"
     left.plot(epochs, [r["held_out_loss"] for r in records], label=label)
     log_scale(left)
-    left.set_ylabel(f"cost, loss ({'targets standardised' if unit else 'nats per example'})")
+    left.set_ylabel(f"cost, loss ({_per_what(records, unit)})")
     left.legend()
     _scores(right, epochs, records, unit)
     for axes in (left, right):
         epoch_axis(axes)
     return figure
+
+
+def _per_what(records: Records, unit: str) -> str:
+    if "held_out_bits_per_byte" in records[0]:
+        return "nats per byte"
+    return "targets standardised" if unit else "nats per example"
 
 
 def gradient_flow(records: Records) -> Figure:

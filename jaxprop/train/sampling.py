@@ -118,11 +118,16 @@ def _of_run(path: Path | None) -> Source:
     from jaxprop.train.config import LanguageConfig
     from jaxprop.train.corpus import load_corpus
     from jaxprop.train.language import prepare_language
-    from jaxprop.train.run_folder import RunFolder, saved_config
+    from jaxprop.train.run_folder import SETTINGS, RunFolder, saved_config
     from jaxprop.train.step import initial_state
     from jaxprop.train.text_running import as_text
 
     assert path is not None
+    if not (path / SETTINGS).is_file():
+        raise TrainingError(
+            f"--run must be the folder of a run of train.py text, got {path}, which has no "
+            f"{SETTINGS}."
+        )
     config = saved_config(path, LanguageConfig)
     experiment = prepare_language(config, load_corpus(config.language.text))
     with Checkpoints(RunFolder(path).checkpoints) as checkpoints:

@@ -205,7 +205,7 @@ def test_what_does_not_fit_is_one_line(
     [
         ([], "sample: needs --run or --weights, one of the two, got neither."),
         (["--run", "a", "--weights", "b"], "one of the two, got both."),
-        (["--run", "nowhere"], "needs a run in nowhere"),
+        (["--run", "nowhere"], "--run must be the folder of a run of train.py text, got nowhere"),
         (["--run", "a", "--top-p", "0"], "--top-p must lie above 0, up to 1, got 0.0."),
         (["--run", "a", "--count", "0"], "--count must be at least 1, got 0."),
     ],
