@@ -128,8 +128,8 @@ def layer_norm_reference(
     Numerics: computed in float32 at least, rounded once; dgamma and dbeta are summed there too.
         The variance is biased, the mean of squares of what is centred already; the mean is kept
         as two numbers, so that rows far from 0 keep their digits. A constant row gives beta, and
-        so does one whose squares overflow (1e19 in float32). On a CPU that takes 1.08 of automatic's
-        time in float32, for 0.75 of its temporaries (docs/performance.md).
+        so does one whose squares overflow (1e19 in float32). On a CPU that takes 1.08 of the time
+        of automatic in float32, for 0.75 of its temporaries (docs/performance.md).
 
     Raises:
         TypeError: where x, gamma or beta is not floating.
