@@ -111,10 +111,15 @@ class EmbeddedResiduals(NamedTuple):
     before: jax.Array
 
 
-class HiddenResiduals(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class HiddenResiduals:
+    """Of the three lines; and whether params have a last layer, which is not used here."""
+
     embedded: EmbeddedResiduals
     blocks: Saved
     norm: Saved
+    has_head: bool = field(metadata={"static": True})
 
 
 def _hidden(config: Any, blocks: Layer, norm: Layer, make: Callable[..., PyTree]) -> Layer:
@@ -152,7 +157,7 @@ def _hidden(config: Any, blocks: Layer, norm: Layer, make: Callable[..., PyTree]
         embedded = EmbeddedResiduals(of_table, of_positions, of_dropout, before)
         h, of_blocks = blocks.forward(params["blocks"], (h, context), of_blocks)  # F2
         y, of_norm = norm.forward(params["norm"], h)  # F3
-        return y, HiddenResiduals(embedded, of_blocks, of_norm)
+        return y, HiddenResiduals(embedded, of_blocks, of_norm, "head" in params)
 
     def backward(res: HiddenResiduals, g: jax.Array) -> tuple[PyTree, None, None]:
         dnorm, dh, _ = norm.backward(res.norm, g)  # B1
@@ -162,13 +167,15 @@ def _hidden(config: Any, blocks: Layer, norm: Layer, make: Callable[..., PyTree]
         dh = dh.astype(res.embedded.before.dtype)
         _, dembedding = embedding.backward(res.embedded.table, dh)
         dparams = {"embedding": dembedding, "blocks": dblocks, "norm": dnorm}
+        if res.has_head:
+            dparams["head"] = None
         if res.embedded.positions is not None:
             dpositions = _summed_to(res.embedded.positions.output, dh)
             _, dparams["positions"] = embedding.backward(res.embedded.positions, dpositions)
         return dparams, None, None
 
     def init(key: jax.Array, x_shape: Shape, dtype: Any = jnp.float32) -> PyTree:
-        return without_head(make(key, dtype))
+        return make(key, dtype)
 
     reference.__name__ = "hidden"
     reference.__doc__ = "The last block's output, normed."
@@ -205,13 +212,13 @@ def _network(hidden: Layer, make: Callable[..., PyTree]) -> Layer:
     """
 
     def reference(params: PyTree, x: Inputs, key: jax.Array | None = None) -> jax.Array:
-        h = hidden.reference(without_head(params), x, key)  # F1
+        h = hidden.reference(params, x, key)  # F1
         return logits_of(params, h)  # F2
 
     def forward(
         params: PyTree, x: Inputs, key: jax.Array | None
     ) -> tuple[jax.Array, NetworkResiduals]:
-        h, of_hidden = hidden.forward(without_head(params), x, key)  # F1
+        h, of_hidden = hidden.forward(params, x, key)  # F1
         if "head" in params:
             logits, of_head = linear.forward(h, params["head"])  # F2
         else:
@@ -253,13 +260,13 @@ def _cost(hidden: Layer) -> Rule:
     def cost(
         params: PyTree, x: Inputs, labels: jax.Array, key: jax.Array | None = None
     ) -> jax.Array:
-        h = hidden.reference(without_head(params), x, key)  # F1
+        h = hidden.reference(params, x, key)  # F1
         return loss.reference(h, _head(params), labels)  # F2
 
     def forward(
         params: PyTree, x: Inputs, labels: jax.Array, key: jax.Array | None
     ) -> tuple[jax.Array, CostResiduals]:
-        h, of_hidden = hidden.forward(without_head(params), x, key)  # F1
+        h, of_hidden = hidden.forward(params, x, key)  # F1
         J, of_loss = loss.forward(h, _head(params), labels)  # F2
         return J, CostResiduals(of_hidden, of_loss, "head" not in params)
 
@@ -281,10 +288,6 @@ def _with_head(dparams: PyTree, dhead: jax.Array, tied: bool) -> PyTree:
     if tied:
         return dparams | {"embedding": dparams["embedding"] + dhead}
     return dparams | {"head": dhead}
-
-
-def without_head(params: PyTree) -> PyTree:
-    return {name: value for name, value in params.items() if name != "head"}
 
 
 def two_keys(key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
