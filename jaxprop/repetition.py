@@ -152,7 +152,9 @@ def repeat(block: Rule, n: int, *, save: int | None = None) -> Layer:
             dparams, g, dc = _backward_loop(run, params, res.context, stacked, g)
             parts.insert(0, run.whole(dparams))
             dcontext = add_cotangents(dcontext, dc)
-        dparams = parts[0] if len(parts) == 1 else jax.tree.map(_joined, *parts)
+        dparams = (
+            parts[0] if len(parts) == 1 else jax.tree.map(lambda *p: jnp.concatenate(p), *parts)
+        )
         return dparams, _x(g, dcontext or ()), None
 
     reference.__name__ = "repeat"
@@ -265,10 +267,6 @@ def _placed(
 def _total(leaf: jax.Array) -> jax.Array | None:
     """What the cotangents of a leaf of the context are added to; None where it has none."""
     return accumulator(leaf, [leaf]) if jnp.issubdtype(leaf.dtype, jnp.inexact) else None
-
-
-def _joined(*parts: jax.Array) -> jax.Array:
-    return jnp.concatenate(parts)
 
 
 def _parts(x: PyTree) -> tuple:

@@ -15,6 +15,7 @@ from jax import lax
 from jaxprop.array_types import TreeType
 from jaxprop.installing import PyTree, Saved
 from jaxprop.layers import Layer, Shape
+from jaxprop.precision import up
 from jaxprop.rule import Rule
 from jaxprop.rules.dropout import dropout
 from jaxprop.rules.embedding import embedding
@@ -100,15 +101,11 @@ def language_model(
 
 
 class EmbeddedResiduals(NamedTuple):
-    """Of the two tables and of dropout; None where there is none.
-
-    before: an empty array in the dtype of the embedding, before the conversion.
-    """
+    """Of the two tables and of dropout; None where there is none."""
 
     table: Saved
     positions: Saved | None
     dropout: Saved | None
-    before: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -150,11 +147,10 @@ def _hidden(config: Any, blocks: Layer, norm: Layer, make: Callable[..., PyTree]
         if "positions" in params:
             added, of_positions = embedding.forward(context.positions, params["positions"])
             h = h + added
-        before = jnp.zeros((0,), h.dtype)
         h = h.astype(config.dtype or h.dtype)
         if x.dropout is not None:
             h, of_dropout = dropout.forward(h, x.dropout, of_h)
-        embedded = EmbeddedResiduals(of_table, of_positions, of_dropout, before)
+        embedded = EmbeddedResiduals(of_table, of_positions, of_dropout)
         h, of_blocks = blocks.forward(params["blocks"], (h, context), of_blocks)  # F2
         y, of_norm = norm.forward(params["norm"], h)  # F3
         return y, HiddenResiduals(embedded, of_blocks, of_norm, "head" in params)
@@ -164,7 +160,6 @@ def _hidden(config: Any, blocks: Layer, norm: Layer, make: Callable[..., PyTree]
         dblocks, (dh, _), _ = blocks.backward(res.blocks, dh)  # B2
         if res.embedded.dropout is not None:
             dh, *_ = dropout.backward(res.embedded.dropout, dh)  # B3
-        dh = dh.astype(res.embedded.before.dtype)
         _, dembedding = embedding.backward(res.embedded.table, dh)
         dparams = {"embedding": dembedding, "blocks": dblocks, "norm": dnorm}
         if res.has_head:
@@ -226,7 +221,7 @@ def _network(hidden: Layer, make: Callable[..., PyTree]) -> Layer:
         return logits, NetworkResiduals(of_hidden, of_head)
 
     def backward(res: NetworkResiduals, g: jax.Array) -> tuple[PyTree, None, None]:
-        tied = res.head.owner == tied_unembedding.name
+        tied = _is_tied(res.hidden)
         dh, dhead, *_ = (tied_unembedding if tied else linear).backward(res.head, g)  # B1
         dparams, *_ = hidden.backward(res.hidden, dh)  # B2
         return _with_head(dparams, dhead, tied), None, None
@@ -239,12 +234,9 @@ def _network(hidden: Layer, make: Callable[..., PyTree]) -> Layer:
     return Layer(reference, forward, backward, init=init)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class CostResiduals:
+class CostResiduals(NamedTuple):
     hidden: Saved
     loss: Saved
-    tied: bool = field(metadata={"static": True})
 
 
 def _cost(hidden: Layer) -> Rule:
@@ -268,15 +260,19 @@ def _cost(hidden: Layer) -> Rule:
     ) -> tuple[jax.Array, CostResiduals]:
         h, of_hidden = hidden.forward(params, x, key)  # F1
         J, of_loss = loss.forward(h, _head(params), labels)  # F2
-        return J, CostResiduals(of_hidden, of_loss, "head" not in params)
+        return J, CostResiduals(of_hidden, of_loss)
 
     def backward(res: CostResiduals, g: jax.Array) -> tuple[PyTree, None, None, None]:
         dh, dhead, *_ = loss.backward(res.loss, g)  # B1
         dparams, *_ = hidden.backward(res.hidden, dh)  # B2
-        dparams = _with_head(dparams, dhead.T if res.tied else dhead, res.tied)
-        return dparams, None, None, None
+        tied = _is_tied(res.hidden)
+        return _with_head(dparams, dhead.T if tied else dhead, tied), None, None, None
 
     return Rule(cost, forward, backward)
+
+
+def _is_tied(hidden: Saved) -> bool:
+    return not hidden.residuals.has_head
 
 
 def _head(params: PyTree) -> jax.Array:
@@ -291,7 +287,7 @@ def _with_head(dparams: PyTree, dhead: jax.Array, tied: bool) -> PyTree:
 
 
 def two_keys(key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
-    """Of dropout after the embedding, and of the blocks."""
+    """A key for each of two uses, or none."""
     return (None, None) if key is None else tuple(jax.random.split(key))
 
 
@@ -348,7 +344,7 @@ def _check_inputs(x: Inputs) -> None:
 
 def _summed_to(kind: TreeType, dh: jax.Array) -> jax.Array:
     """dh as the cotangent of position rows, which are shared by the batch where they are (T, C)."""
-    return dh if len(kind.leaves[0].shape) == dh.ndim else jnp.sum(dh, axis=0, dtype=dh.dtype)
+    return dh if len(kind.leaves[0].shape) == dh.ndim else jnp.sum(up(dh), axis=0)
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:

@@ -120,7 +120,7 @@ def backward_in_tiles(
     B3 has it, from out: it must be known before the row's first tile is left.
     """
     tiles = _tiles(o)
-    # As a product: XLA's sum over the last of four axes takes ten times as long on a CPU.
+    # As a product: XLA's sum over the last of four axes takes much longer on a CPU.
     exact = lax.Precision.HIGHEST
     delta = jnp.einsum("bthd,bthd->bth", up(g), up(out), precision=exact)  # B3, times -total
     delta = delta[..., None]
@@ -155,8 +155,8 @@ def backward_in_tiles(
 def _over_tiles(step: Callable, start: list[Any], o: Operands, tiles: Tiles) -> list[Any]:
     """What the steps make of the start.
 
-    Short sequences take four tiles at a time, whose products XLA then runs side by side: at T=512
-    that saves a quarter of the time, for the memory of four tiles.
+    Short sequences take four tiles at a time, whose products XLA then runs side by side: less time,
+    for the memory of four tiles.
     """
     return lax.scan(step, start, tiles.starts, unroll=4 if _is_short(o) else 1)[0]
 

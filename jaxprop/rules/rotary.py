@@ -156,7 +156,7 @@ def _joined(
 
 
 def _placed(part: jax.Array, end: int, width: int) -> jax.Array:
-    """Zeros but for the features up to `end`; added up, a tenth faster than concatenated."""
+    """Zeros but for the features up to `end`; added up, which XLA fuses."""
     margins = (end - part.shape[-1], width - end, 0)
     return lax.pad(part, jnp.zeros((), part.dtype), [(0, 0, 0)] * (part.ndim - 1) + [margins])
 

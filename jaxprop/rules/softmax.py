@@ -158,7 +158,7 @@ def logsumexp_reference(x: jax.Array, mask: jax.Array | None = None, *, axis: in
 
     Numerics: computed in float32 at least, shifted by the maximum, rounded once. Exponentials are
         recomputed for lower precisions. float32 ones XLA may keep from forward to backward, as it
-        does for automatic differentiation; recomputing them took 1.3 times as long. A row of which
+        does for automatic differentiation; recomputing them takes longer. A row of which
         nothing counts, masked or -inf, is -inf with gradient 0, where jax.scipy has a gradient of
         nan. A row with an inf is inf, and its gradient nan.
 

@@ -40,7 +40,7 @@ def load_corpus(text: str) -> Corpus:
     """
     if text == "":
         folder = Path(sysconfig.get_paths()["stdlib"])
-        return _of_files("the standard library", _python_files(folder), folder)
+        return _of_files("the standard library", python_files(folder), folder)
     path = Path(text)
     if path.is_file():
         return _of_one(path)
@@ -52,7 +52,8 @@ def load_corpus(text: str) -> Corpus:
     return _of_files(path.name, (file for file in path.rglob("*") if file.is_file()), path)
 
 
-def _python_files(folder: Path) -> Iterator[Path]:
+def python_files(folder: Path) -> Iterator[Path]:
+    """The source files of a library, without its tests, generated tables and others' packages."""
     for path in folder.rglob("*.py"):
         if not LEFT_OUT & set(path.relative_to(folder).parts):
             yield path

@@ -118,7 +118,7 @@ def _found(files: Iterable[tuple[Path, Any]]) -> dict[str, Found]:
     """Every tensor of every file, by its name without a prefix."""
     found: dict[str, Found] = {}
     for path, file in files:
-        for full in file.keys():  # noqa: SIM118
+        for full in file.keys():  # noqa: SIM118  (no mapping)
             name = without_prefix(full)
             if name in found:
                 other = found[name]
