@@ -21,7 +21,7 @@ from jaxprop.benchmarking.gpt_torch import start
 from jaxprop.benchmarking.timing import Contender, Entry, memory
 from jaxprop.installing import PyTree
 from jaxprop.models.gpt2 import Gpt2Config, gpt2
-from jaxprop.models.transformer import Inputs
+from jaxprop.models.inputs import Inputs
 
 RATE = 1e-4
 # How far the loss and the norm of the gradient may lie from float64's, relative.

@@ -13,16 +13,15 @@ import jax.numpy as jnp
 
 from jaxprop.installing import PyTree, Saved
 from jaxprop.layers import Layer, Shape
+from jaxprop.models.inputs import Context, segments_of
 from jaxprop.models.transformer import (
     Attend,
-    Context,
     LanguageModel,
     check_sizes,
     language_model,
     merge_heads,
     normal_weights,
     pull,
-    segments_of,
     split_heads,
     two_keys,
 )

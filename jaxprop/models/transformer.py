@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxprop.array_types import TreeType
 from jaxprop.installing import PyTree, Saved
 from jaxprop.layers import Layer, Shape
+from jaxprop.models.inputs import IGNORED, Inputs, context_of
 from jaxprop.precision import up
 from jaxprop.rule import Rule
 from jaxprop.rules.dropout import dropout
@@ -24,33 +24,6 @@ from jaxprop.rules.linear_cross_entropy import linear_cross_entropy
 
 # attention(q, k, v) -> a, as a block of plain JAX calls it.
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-# The label of a token that is not counted: padding, or a prompt.
-IGNORED = -1
-
-
-class Inputs(NamedTuple):
-    """What a language model reads.
-
-    tokens:    (B, T), integers.
-    positions: (T,) or (B, T), integers; None to count from 0, from each segment's start where
-               there are segments.
-    segments:  (B, T), integers: tokens see those of their own segment (packed documents). Equal
-               numbers stand side by side. None for one segment.
-    dropout:   the rate, a scalar; it counts where a key is given. None for no dropout.
-    """
-
-    tokens: jax.Array
-    positions: jax.Array | None = None
-    segments: jax.Array | None = None
-    dropout: jax.Array | None = None
-
-
-class Context(NamedTuple):
-    """What every block gets besides h: Inputs without the tokens, positions made."""
-
-    positions: jax.Array
-    segments: jax.Array | None
-    dropout: jax.Array | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +104,7 @@ def _hidden(config: Any, blocks: Layer, norm: Layer, make: Callable[..., PyTree]
     """
 
     def reference(params: PyTree, x: Inputs, key: jax.Array | None = None) -> jax.Array:
-        context, (of_h, of_blocks) = _context(params, x), two_keys(key)
+        context, (of_h, of_blocks) = context_of(params, x), two_keys(key)
         h = embedded(config, params, x.tokens, context.positions)  # F1
         if x.dropout is not None:
             h = dropout.reference(h, x.dropout, of_h)
@@ -141,7 +114,7 @@ def _hidden(config: Any, blocks: Layer, norm: Layer, make: Callable[..., PyTree]
     def forward(
         params: PyTree, x: Inputs, key: jax.Array | None
     ) -> tuple[jax.Array, HiddenResiduals]:
-        context, (of_h, of_blocks) = _context(params, x), two_keys(key)
+        context, (of_h, of_blocks) = context_of(params, x), two_keys(key)
         h, of_table = embedding.forward(x.tokens, params["embedding"])  # F1
         of_positions = of_dropout = None
         if "positions" in params:
@@ -289,57 +262,6 @@ def _with_head(dparams: PyTree, dhead: jax.Array, tied: bool) -> PyTree:
 def two_keys(key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
     """A key for each of two uses, or none."""
     return (None, None) if key is None else tuple(jax.random.split(key))
-
-
-def _context(params: PyTree, x: Inputs) -> Context:
-    """What the blocks get of the inputs; positions are counted where none are given."""
-    _check_inputs(x)
-    positions = x.positions
-    if positions is None and "positions" in params:
-        _check_length(x.tokens.shape[1], len(params["positions"]))
-    if positions is None:
-        positions = jnp.arange(x.tokens.shape[-1], dtype=jnp.int32)
-        if x.segments is not None:
-            first = jnp.diff(x.segments, axis=-1, prepend=x.segments[:, :1] - 1) != 0
-            starts = lax.cummax(jnp.where(first, positions, 0), axis=1)
-            positions = positions - starts
-    return Context(positions, x.segments, x.dropout)
-
-
-def _check_length(length: int, learned: int) -> None:
-    if length > learned:
-        raise ValueError(
-            f"language model: a sequence must be no longer than the positions that are learned, "
-            f"{learned}, got {length} tokens. Cut it, or make the model with a larger context."
-        )
-
-
-def segments_of(context: Context) -> dict[str, jax.Array]:
-    """The segments as attention takes them, by name; nothing where there are none."""
-    if context.segments is None:
-        return {}
-    return {"q_segments": context.segments, "k_segments": context.segments}
-
-
-def _check_inputs(x: Inputs) -> None:
-    if not isinstance(x, Inputs):
-        raise TypeError(
-            f"language model: the inputs must be Inputs, got {type(x).__name__}. Give "
-            "Inputs(tokens)."
-        )
-    if x.tokens.ndim != 2 or not jnp.issubdtype(x.tokens.dtype, jnp.integer):
-        raise ValueError(
-            f"language model: tokens must be integers (B, T), got {x.tokens.dtype} "
-            f"{x.tokens.shape}. Add an axis for the batch to one sequence."
-        )
-    shapes = {"segments": (x.tokens.shape,), "positions": (x.tokens.shape, x.tokens.shape[1:])}
-    for name, allowed in shapes.items():
-        array = getattr(x, name)
-        if array is not None and array.shape not in allowed:
-            raise ValueError(
-                f"language model: {name} must have the shape of tokens, {x.tokens.shape}, got "
-                f"{array.shape}. Give a number for each token."
-            )
 
 
 def _summed_to(kind: TreeType, dh: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import pytest
 
 from jaxprop.checking.compiling import quickly
 from jaxprop.models.decoding import Choice, choose, empty_cache, generate, read
-from jaxprop.models.transformer import Inputs
+from jaxprop.models.inputs import Inputs
 from tests.models.test_transformer import (
     REDUCED,
     TOKENS,

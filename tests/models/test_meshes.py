@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxprop
 from jaxprop.checking.compiling import quickly
-from jaxprop.models.transformer import Inputs
+from jaxprop.models.inputs import Inputs
 from tests.models.test_transformer import REDUCED, TOKENS, each_model, parameters
 from tests.tolerances import assert_near
 

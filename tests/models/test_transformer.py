@@ -12,8 +12,9 @@ import pytest
 import jaxprop
 from jaxprop.checking.compiling import quickly
 from jaxprop.models.gpt2 import Gpt2Config, gpt2
+from jaxprop.models.inputs import IGNORED, Inputs
 from jaxprop.models.llama import LlamaConfig, llama
-from jaxprop.models.transformer import IGNORED, Inputs, LanguageModel
+from jaxprop.models.transformer import LanguageModel
 from tests.tolerances import assert_near
 
 pytestmark = pytest.mark.usefixtures("x64")
