@@ -1,4 +1,4 @@
-"""Text from a language model, a token at a time: keys and values of what was read are kept."""
+"""Text from a language model, a token at a time."""
 
 from typing import NamedTuple
 
@@ -7,20 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprop.installing import PyTree
-from jaxprop.models.transformer import LanguageModel, embedded, logits_of
-from jaxprop.rules.attention import attention
-
-
-class Cache(NamedTuple):
-    """Keys and values of the tokens read so far.
-
-    k, v:   (depth, B, S, K, D), S the most tokens that it holds.
-    length: how many it holds, an integer scalar.
-    """
-
-    k: jax.Array
-    v: jax.Array
-    length: jax.Array
+from jaxprop.models.language import LanguageModel
 
 
 class Choice(NamedTuple):
@@ -37,71 +24,6 @@ class Choice(NamedTuple):
 
 
 AS_IT_IS = Choice()
-
-
-def empty_cache(model: LanguageModel, params: PyTree, batch: int, size: int) -> Cache:
-    """A cache for sequences of up to `size` tokens.
-
-    Raises ValueError where the model's learned positions are fewer.
-    """
-    learned = params.get("positions")
-    if learned is not None and size > len(learned):
-        raise ValueError(
-            f"decoding: the cache must be no longer than the positions that are learned, "
-            f"{len(learned)}, got {size} tokens. Read and write less."
-        )
-    config = model.config
-    shape = config.depth, batch, size, *config.key_shape
-    dtype = config.dtype or params["embedding"].dtype
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.int32(0))
-
-
-def read(
-    model: LanguageModel, params: PyTree, tokens: jax.Array, cache: Cache
-) -> tuple[jax.Array, Cache]:
-    """The logits after each of some tokens that follow those in the cache, and the cache with them.
-
-    Args:
-        model: whose block is run in plain JAX; there is no gradient to compute.
-        params: the model's.
-        tokens: (B, T), integers; the cache must have room for T more.
-        cache: from `empty_cache`, or an earlier call.
-
-    Returns:
-        logits: (B, T, V); equal to the network's on all tokens at once, but for rounding.
-        cache: T tokens longer.
-    """
-    time, size = tokens.shape[1], cache.k.shape[2]
-    positions = cache.length + jnp.arange(time, dtype=jnp.int32)
-    mask = _seen(positions, size, getattr(model.config, "window", None))
-
-    def step(h: jax.Array, at: tuple) -> tuple[jax.Array, list[jax.Array]]:
-        p, *kept = at
-        kept = list(kept)
-
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            kept[:] = [
-                _written(old, new, cache.length) for old, new in zip(kept, (k, v), strict=True)
-            ]
-            return attention.reference(q, *kept, mask, causal=False)
-
-        h = model.block(model.config, p, h, positions, attend)
-        return h, kept
-
-    h = embedded(model.config, params, tokens, positions)
-    h, (k, v) = lax.scan(step, h, (params["blocks"], cache.k, cache.v))
-    logits = logits_of(params, model.norm.reference(params["norm"], h))
-    return logits, Cache(k, v, cache.length + time)
-
-
-def _seen(positions: jax.Array, size: int, window: int | None) -> jax.Array:
-    """Which of the cache's places each new token sees, (T, S)."""
-    back = positions[:, None] - jnp.arange(size, dtype=jnp.int32)
-    return (back >= 0) if window is None else (back >= 0) & (back < window)
-
-
-def _written(old: jax.Array, new: jax.Array, at: jax.Array) -> jax.Array:
-    return lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), at, axis=1)
 
 
 def choose(logits: jax.Array, choice: Choice, key: jax.Array) -> jax.Array:
@@ -138,22 +60,23 @@ def generate(
         choice: how each token is drawn.
 
     Raises:
-        ValueError: where the prompt is empty, count is not positive, or both together are longer
-            than the positions that the model has learned.
+        ValueError: where the prompt is empty, count is not positive, or both together are more than
+            the model can read: than the positions that a GPT-2 has learned.
     """
     if prompt.ndim != 2 or not prompt.shape[1] or count < 1:
         raise ValueError(
             f"decoding: needs a prompt (B, T) of at least one token and a count of at least 1, got "
             f"{prompt.shape} and {count}. Begin with a line break, say."
         )
-    cache = empty_cache(model, params, prompt.shape[0], prompt.shape[1] + count)
-    logits, cache = read(model, params, prompt, cache)
+    empty, read = model.decoder
+    past = empty(params, prompt.shape[0], prompt.shape[1] + count)
+    logits, past = read(params, prompt, past)
 
     def step(carry: tuple, k: jax.Array) -> tuple[tuple, jax.Array]:
-        logits, cache = carry
+        logits, past = carry
         token = choose(logits, choice, jax.random.fold_in(key, k)).astype(prompt.dtype)
-        logits, cache = read(model, params, token[:, None], cache)
-        return (logits[:, -1], cache), token
+        logits, past = read(params, token[:, None], past)
+        return (logits[:, -1], past), token
 
-    _, tokens = lax.scan(step, (logits[:, -1], cache), jnp.arange(count))
+    _, tokens = lax.scan(step, (logits[:, -1], past), jnp.arange(count))
     return tokens.T

@@ -13,18 +13,16 @@ import jax.numpy as jnp
 
 from jaxprop.installing import PyTree, Saved
 from jaxprop.layers import Layer, Shape
-from jaxprop.models.inputs import Context, segments_of
-from jaxprop.models.transformer import (
-    Attend,
+from jaxprop.models.inputs import segments_of
+from jaxprop.models.language import (
     LanguageModel,
     check_sizes,
-    language_model,
-    merge_heads,
+    drop_backward,
+    drop_forward,
     normal_weights,
-    pull,
-    split_heads,
     two_keys,
 )
+from jaxprop.models.transformer import Attend, merge_heads, pull, split_heads, transformer
 from jaxprop.repetition import repeat
 from jaxprop.rule import Rule
 from jaxprop.rules.attention import attention
@@ -103,7 +101,7 @@ def gpt2(config: Gpt2Config) -> LanguageModel:
         2.3. Dropout is after the embedding and on both branches; not on attention's weights.
     """
     blocks = repeat(block(config), config.depth, save=config.save)
-    return language_model(config, blocks, final_norm(config), block_reference, _init)
+    return transformer(config, blocks, final_norm(config), block_reference, _init)
 
 
 def final_norm(config: Gpt2Config) -> Layer:
@@ -225,13 +223,13 @@ def block(config: Gpt2Config) -> Layer:
         q, k, v = _three(linear.forward(n, p["w_qkv"], p["b_qkv"])[0], heads)  # F2
         a, of_a = attend.forward(q, k, v, **segments_of(context))  # F3
         branch, _ = linear.forward(merge_heads(a), p["w_o"], p["b_o"])
-        branch, dropout_1 = _drop_forward(branch, context, key_1)
+        branch, dropout_1 = drop_forward(branch, context, key_1)
         u = h + branch  # F4
         m, _ = norm.forward(u, f["norm"]["gamma"], f["norm"]["beta"])  # F5
         z, _ = linear.forward(m, f["w_in"], f["b_in"])  # F6
         s, _ = bend.forward(z)  # F7
         branch, _ = linear.forward(s, f["w_out"], f["b_out"])
-        branch, dropout_2 = _drop_forward(branch, context, key_2)
+        branch, dropout_2 = drop_forward(branch, context, key_2)
         y = u + branch  # F8
         return y, BlockResiduals(params, h, of_a, a, dropout_1, u, z, dropout_2)
 
@@ -240,13 +238,13 @@ def block(config: Gpt2Config) -> Layer:
         n, of_n = norm.forward(res.h, p["norm"]["gamma"], p["norm"]["beta"])  # F1, recomputed
         m, of_m = norm.forward(res.u, f["norm"]["gamma"], f["norm"]["beta"])  # F5, recomputed
         s, of_s = bend.forward(res.z)  # F7, recomputed
-        ds, dw_out, db_out = pull(s, f["w_out"], f["b_out"], _drop_backward(res.dropout_2, g))  # B1
+        ds, dw_out, db_out = pull(s, f["w_out"], f["b_out"], drop_backward(res.dropout_2, g))  # B1
         (dz,) = bend.backward(of_s, ds)  # B2
         dm, dw_in, db_in = pull(m, f["w_in"], f["b_in"], dz)  # B3
         du_by_m, dgamma_2, dbeta_2 = norm.backward(of_m, dm)  # B4
         du = g + du_by_m
         da, dw_o, db_o = pull(
-            merge_heads(res.a), p["w_o"], p["b_o"], _drop_backward(res.dropout_1, du)
+            merge_heads(res.a), p["w_o"], p["b_o"], drop_backward(res.dropout_1, du)
         )  # B5
         dq, dk, dv, *_ = attend.backward(res.attention, split_heads(da, heads))  # B6
         dqkv = jnp.concatenate([merge_heads(d) for d in (dq, dk, dv)], axis=-1)
@@ -272,16 +270,6 @@ def block(config: Gpt2Config) -> Layer:
 def _three(qkv: jax.Array, heads: int) -> list[jax.Array]:
     """(B, T, 3 C) as q, k and v, each (B, T, H, D)."""
     return [split_heads(x, heads) for x in jnp.split(qkv, 3, axis=-1)]
-
-
-def _drop_forward(
-    x: jax.Array, context: Context, key: jax.Array | None
-) -> tuple[jax.Array, Saved | None]:
-    return (x, None) if context.dropout is None else dropout.forward(x, context.dropout, key)
-
-
-def _drop_backward(saved: Saved | None, g: jax.Array) -> jax.Array:
-    return g if saved is None else dropout.backward(saved, g)[0]
 
 
 def _norm_init(width: int, dtype: Any) -> PyTree:

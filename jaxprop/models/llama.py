@@ -14,16 +14,8 @@ import jax.numpy as jnp
 from jaxprop.installing import PyTree, Saved
 from jaxprop.layers import Layer, Shape
 from jaxprop.models.inputs import Context, segments_of
-from jaxprop.models.transformer import (
-    Attend,
-    LanguageModel,
-    check_sizes,
-    language_model,
-    merge_heads,
-    normal_weights,
-    pull,
-    split_heads,
-)
+from jaxprop.models.language import LanguageModel, check_sizes, normal_weights
+from jaxprop.models.transformer import Attend, merge_heads, pull, split_heads, transformer
 from jaxprop.repetition import repeat
 from jaxprop.rule import Rule
 from jaxprop.rules.attention import attention
@@ -120,7 +112,7 @@ def llama(config: LlamaConfig) -> LanguageModel:
     Source: Touvron et al. (2023), LLaMA; grouped query heads: Ainslie et al. (2023), GQA.
     """
     blocks = repeat(block(config), config.depth, save=config.save)
-    return language_model(config, blocks, final_norm(config), block_reference, _init)
+    return transformer(config, blocks, final_norm(config), block_reference, _init)
 
 
 def final_norm(config: LlamaConfig) -> Layer:

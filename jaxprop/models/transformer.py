@@ -1,272 +1,54 @@
-"""What language models share: tokens in, blocks, a norm, the last layer, and the cost.
+"""What transformers share: heads, the gradient of a product, and decoding from a cache.
 
 The blocks are in `gpt2` and `llama`: there is the text on how backpropagation goes through a
-transformer. B batch, T time, C width, V vocabulary.
+transformer. B batch, T time, C width, H heads, K key heads, D head size.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from jaxprop.array_types import TreeType
-from jaxprop.installing import PyTree, Saved
-from jaxprop.layers import Layer, Shape
-from jaxprop.models.inputs import IGNORED, Inputs, context_of
-from jaxprop.precision import up
-from jaxprop.rule import Rule
-from jaxprop.rules.dropout import dropout
-from jaxprop.rules.embedding import embedding
-from jaxprop.rules.linear import linear, tied_unembedding
-from jaxprop.rules.linear_cross_entropy import linear_cross_entropy
+from jaxprop.installing import PyTree
+from jaxprop.layers import Layer
+from jaxprop.models.language import (
+    Decoder,
+    LanguageModel,
+    embedded,
+    language_model,
+    logits_of,
+)
+from jaxprop.rules.attention import attention
+from jaxprop.rules.linear import linear
 
 # attention(q, k, v) -> a, as a block of plain JAX calls it.
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-@dataclass(frozen=True, eq=False)
-class LanguageModel:
-    """A network over tokens: its parameters, its rules, and what it costs.
-
-    init:    (key, dtype=float32) -> params.
-    hidden:  the rule (params, inputs, key=None) -> (B, T, C), the last block's normed output.
-    network: the rule (params, inputs, key=None) -> logits (B, T, V), all of them.
-    cost:    the rule J(params, inputs, labels, key=None), the mean of -log p(label) in nats over
-             the labels that are not -1, of which the logits are never whole.
-    block, norm: the parts in plain JAX, for decoding: block(config, params, h, positions, attend)
-             and a layer.
-    """
-
-    config: Any
-    init: Callable[..., PyTree]
-    hidden: Layer
-    network: Layer
-    cost: Rule
-    block: Callable[..., jax.Array]
-    norm: Layer
-
-
-def language_model(
+def transformer(
     config: Any,
     blocks: Layer,
     norm: Layer,
     block: Callable[..., jax.Array],
     init: Callable[..., PyTree],
 ) -> LanguageModel:
-    """Make a language model of its blocks and its last norm.
+    """Make a language model of blocks with attention.
 
     Args:
-        config: has `vocabulary`, `width`, `tied` and `dtype`.
-        blocks: a Layer over (params["blocks"], (h, Context)).
-        norm: a Layer over (params["norm"], h).
+        config, blocks, norm, init: as in `language_model`; config has `depth`, `key_shape` (K, D),
+            and `window` where attention has one.
         block: one block in plain JAX, (config, params, h, positions, attend) -> h.
-        init: (key, config, blocks, dtype) -> params: "embedding", "blocks", "norm", "head" unless
-            tied, and "positions" where positions are learned and added to the embedding.
     """
 
-    def make(key: jax.Array, dtype: Any = jnp.float32) -> PyTree:
-        return init(key, config, blocks, dtype)
+    def empty(params: PyTree, batch: int, size: int) -> Cache:
+        return _empty(config, params, batch, size)
 
-    hidden = _hidden(config, blocks, norm, make)
-    return LanguageModel(config, make, hidden, _network(hidden, make), _cost(hidden), block, norm)
+    def read(params: PyTree, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        return _read(config, norm, block, params, tokens, cache)
 
-
-class EmbeddedResiduals(NamedTuple):
-    """Of the two tables and of dropout; None where there is none."""
-
-    table: Saved
-    positions: Saved | None
-    dropout: Saved | None
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class HiddenResiduals:
-    """Of the three lines; and whether params have a last layer, which is not used here."""
-
-    embedded: EmbeddedResiduals
-    blocks: Saved
-    norm: Saved
-    has_head: bool = field(metadata={"static": True})
-
-
-def _hidden(config: Any, blocks: Layer, norm: Layer, make: Callable[..., PyTree]) -> Layer:
-    """The network up to the last layer.
-
-    Forward    h_0 = embedding[tokens] (+ positions[position]; dropped out)   (F1)
-               h_k = block_k(h_{k-1}, context), k = 1..n                      (F2)
-               y = norm(h_n)                                                  (F3)
-    Backward   dh_n, dnorm = from g                                           (B1) from F3
-               dh_{k-1}, dblock_k = from dh_k, k = n..1                       (B2) from F2
-               dembedding, dpositions = from dh_0                             (B3) from F1
-    """
-
-    def reference(params: PyTree, x: Inputs, key: jax.Array | None = None) -> jax.Array:
-        context, (of_h, of_blocks) = context_of(params, x), two_keys(key)
-        h = embedded(config, params, x.tokens, context.positions)  # F1
-        if x.dropout is not None:
-            h = dropout.reference(h, x.dropout, of_h)
-        h = blocks.reference(params["blocks"], (h, context), of_blocks)  # F2
-        return norm.reference(params["norm"], h)  # F3
-
-    def forward(
-        params: PyTree, x: Inputs, key: jax.Array | None
-    ) -> tuple[jax.Array, HiddenResiduals]:
-        context, (of_h, of_blocks) = context_of(params, x), two_keys(key)
-        h, of_table = embedding.forward(x.tokens, params["embedding"])  # F1
-        of_positions = of_dropout = None
-        if "positions" in params:
-            added, of_positions = embedding.forward(context.positions, params["positions"])
-            h = h + added
-        h = h.astype(config.dtype or h.dtype)
-        if x.dropout is not None:
-            h, of_dropout = dropout.forward(h, x.dropout, of_h)
-        embedded = EmbeddedResiduals(of_table, of_positions, of_dropout)
-        h, of_blocks = blocks.forward(params["blocks"], (h, context), of_blocks)  # F2
-        y, of_norm = norm.forward(params["norm"], h)  # F3
-        return y, HiddenResiduals(embedded, of_blocks, of_norm, "head" in params)
-
-    def backward(res: HiddenResiduals, g: jax.Array) -> tuple[PyTree, None, None]:
-        dnorm, dh, _ = norm.backward(res.norm, g)  # B1
-        dblocks, (dh, _), _ = blocks.backward(res.blocks, dh)  # B2
-        if res.embedded.dropout is not None:
-            dh, *_ = dropout.backward(res.embedded.dropout, dh)  # B3
-        _, dembedding = embedding.backward(res.embedded.table, dh)
-        dparams = {"embedding": dembedding, "blocks": dblocks, "norm": dnorm}
-        if res.has_head:
-            dparams["head"] = None
-        if res.embedded.positions is not None:
-            dpositions = _summed_to(res.embedded.positions.output, dh)
-            _, dparams["positions"] = embedding.backward(res.embedded.positions, dpositions)
-        return dparams, None, None
-
-    def init(key: jax.Array, x_shape: Shape, dtype: Any = jnp.float32) -> PyTree:
-        return make(key, dtype)
-
-    reference.__name__ = "hidden"
-    reference.__doc__ = "The last block's output, normed."
-    return Layer(reference, forward, backward, init=init)
-
-
-def embedded(config: Any, params: PyTree, tokens: jax.Array, positions: jax.Array) -> jax.Array:
-    """h_0 in plain JAX: the tokens' rows, and those of learned positions where there are any."""
-    h = embedding.reference(tokens, params["embedding"])
-    if "positions" in params:
-        h = h + embedding.reference(positions, params["positions"])
-    return h.astype(config.dtype or h.dtype)
-
-
-def logits_of(params: PyTree, h: jax.Array) -> jax.Array:
-    """The last layer in plain JAX, tied or not."""
-    if "head" in params:
-        return linear.reference(h, params["head"])
-    return tied_unembedding.reference(h, params["embedding"])
-
-
-class NetworkResiduals(NamedTuple):
-    hidden: Saved
-    head: Saved
-
-
-def _network(hidden: Layer, make: Callable[..., PyTree]) -> Layer:
-    """The network with every logit: for evaluation, and for losses of one's own.
-
-    Forward    h = hidden(tokens)                                             (F1)
-               logits = h @ head, head = embedding.T where tied               (F2)
-    Backward   dh, dhead = from g                                             (B1) from F2
-               dparams = from dh; where tied, dembedding += dhead.T           (B2) from F1, F2
-    """
-
-    def reference(params: PyTree, x: Inputs, key: jax.Array | None = None) -> jax.Array:
-        h = hidden.reference(params, x, key)  # F1
-        return logits_of(params, h)  # F2
-
-    def forward(
-        params: PyTree, x: Inputs, key: jax.Array | None
-    ) -> tuple[jax.Array, NetworkResiduals]:
-        h, of_hidden = hidden.forward(params, x, key)  # F1
-        if "head" in params:
-            logits, of_head = linear.forward(h, params["head"])  # F2
-        else:
-            logits, of_head = tied_unembedding.forward(h, params["embedding"])
-        return logits, NetworkResiduals(of_hidden, of_head)
-
-    def backward(res: NetworkResiduals, g: jax.Array) -> tuple[PyTree, None, None]:
-        tied = _is_tied(res.hidden)
-        dh, dhead, *_ = (tied_unembedding if tied else linear).backward(res.head, g)  # B1
-        dparams, *_ = hidden.backward(res.hidden, dh)  # B2
-        return _with_head(dparams, dhead, tied), None, None
-
-    def init(key: jax.Array, x_shape: Shape, dtype: Any = jnp.float32) -> PyTree:
-        return make(key, dtype)
-
-    reference.__name__ = "network"
-    reference.__doc__ = "The logits of the next token, (B, T, V)."
-    return Layer(reference, forward, backward, init=init)
-
-
-class CostResiduals(NamedTuple):
-    hidden: Saved
-    loss: Saved
-
-
-def _cost(hidden: Layer) -> Rule:
-    """J: Algorithm 6.3 forward and 6.4 backward, the last layer and the loss taken as one.
-
-    Forward    h = hidden(tokens)                                             (F1)
-               J = mean cross-entropy of h @ head, head = embedding.T if tied (F2)
-    Backward   dh, dhead = from g                                             (B1) from F2
-               dparams = from dh; where tied, dembedding += dhead.T           (B2) from F1, F2
-    """
-    loss = linear_cross_entropy.bind(ignore_index=IGNORED)
-
-    def cost(
-        params: PyTree, x: Inputs, labels: jax.Array, key: jax.Array | None = None
-    ) -> jax.Array:
-        h = hidden.reference(params, x, key)  # F1
-        return loss.reference(h, _head(params), labels)  # F2
-
-    def forward(
-        params: PyTree, x: Inputs, labels: jax.Array, key: jax.Array | None
-    ) -> tuple[jax.Array, CostResiduals]:
-        h, of_hidden = hidden.forward(params, x, key)  # F1
-        J, of_loss = loss.forward(h, _head(params), labels)  # F2
-        return J, CostResiduals(of_hidden, of_loss)
-
-    def backward(res: CostResiduals, g: jax.Array) -> tuple[PyTree, None, None, None]:
-        dh, dhead, *_ = loss.backward(res.loss, g)  # B1
-        dparams, *_ = hidden.backward(res.hidden, dh)  # B2
-        tied = _is_tied(res.hidden)
-        return _with_head(dparams, dhead.T if tied else dhead, tied), None, None, None
-
-    return Rule(cost, forward, backward)
-
-
-def _is_tied(hidden: Saved) -> bool:
-    return not hidden.residuals.has_head
-
-
-def _head(params: PyTree) -> jax.Array:
-    return params["head"] if "head" in params else params["embedding"].T
-
-
-def _with_head(dparams: PyTree, dhead: jax.Array, tied: bool) -> PyTree:
-    """The cotangents with that of the last layer: two of one table add."""
-    if tied:
-        return dparams | {"embedding": dparams["embedding"] + dhead}
-    return dparams | {"head": dhead}
-
-
-def two_keys(key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
-    """A key for each of two uses, or none."""
-    return (None, None) if key is None else tuple(jax.random.split(key))
-
-
-def _summed_to(kind: TreeType, dh: jax.Array) -> jax.Array:
-    """dh as the cotangent of position rows, which are shared by the batch where they are (T, C)."""
-    return dh if len(kind.leaves[0].shape) == dh.ndim else jnp.sum(up(dh), axis=0)
+    return language_model(config, blocks, norm, Decoder(empty, read), init)
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:
@@ -287,24 +69,67 @@ def pull(
     return linear.backward(saved, g)
 
 
-def normal_weights(key: jax.Array, shape: Shape, dtype: Any, scale: float = 1.0) -> jax.Array:
-    """Normal with a standard deviation of 0.02, times a scale."""
-    return 0.02 * scale * jax.random.normal(key, shape, dtype)
+class Cache(NamedTuple):
+    """Keys and values of the tokens read so far.
 
-
-def matrices(params: PyTree) -> PyTree:
-    """Which leaves are matrices, as booleans: those with weight decay, as it is usual.
-
-    By name: a block's biases and gammas are stacked, and have two axes as well.
+    k, v:   (depth, B, S, K, D), S the most tokens that it holds.
+    length: how many it holds, an integer scalar.
     """
 
-    def is_matrix(path: tuple, leaf: jax.Array) -> bool:
-        return path[-1].key.startswith("w_") or path[-1].key in ("embedding", "positions", "head")
+    k: jax.Array
+    v: jax.Array
+    length: jax.Array
 
-    return jax.tree_util.tree_map_with_path(is_matrix, params)
+
+def _empty(config: Any, params: PyTree, batch: int, size: int) -> Cache:
+    learned = params.get("positions")
+    if learned is not None and size > len(learned):
+        raise ValueError(
+            f"decoding: the cache must be no longer than the positions that are learned, "
+            f"{len(learned)}, got {size} tokens. Read and write less."
+        )
+    shape = config.depth, batch, size, *config.key_shape
+    dtype = config.dtype or params["embedding"].dtype
+    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.int32(0))
 
 
-def check_sizes(owner: str, **sizes: int) -> None:
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"{owner}: {name} must be a positive whole number, got {size!r}.")
+def _read(
+    config: Any,
+    norm: Layer,
+    block: Callable[..., jax.Array],
+    params: PyTree,
+    tokens: jax.Array,
+    cache: Cache,
+) -> tuple[jax.Array, Cache]:
+    """The block in plain JAX over new tokens, whose keys and values are written into the cache."""
+    time, size = tokens.shape[1], cache.k.shape[2]
+    positions = cache.length + jnp.arange(time, dtype=jnp.int32)
+    mask = _seen(positions, size, getattr(config, "window", None))
+
+    def step(h: jax.Array, at: tuple) -> tuple[jax.Array, list[jax.Array]]:
+        p, *kept = at
+        kept = list(kept)
+
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            kept[:] = [
+                _written(old, new, cache.length) for old, new in zip(kept, (k, v), strict=True)
+            ]
+            return attention.reference(q, *kept, mask, causal=False)
+
+        h = block(config, p, h, positions, attend)
+        return h, kept
+
+    h = embedded(config, params, tokens, positions)
+    h, (k, v) = lax.scan(step, h, (params["blocks"], cache.k, cache.v))
+    logits = logits_of(params, norm.reference(params["norm"], h))
+    return logits, Cache(k, v, cache.length + time)
+
+
+def _seen(positions: jax.Array, size: int, window: int | None) -> jax.Array:
+    """Which of the cache's places each new token sees, (T, S)."""
+    back = positions[:, None] - jnp.arange(size, dtype=jnp.int32)
+    return (back >= 0) if window is None else (back >= 0) & (back < window)
+
+
+def _written(old: jax.Array, new: jax.Array, at: jax.Array) -> jax.Array:
+    return lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), at, axis=1)

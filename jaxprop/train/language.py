@@ -13,8 +13,8 @@ import jaxprop
 from jaxprop.installing import PyTree
 from jaxprop.models.gpt2 import Gpt2Config, gpt2
 from jaxprop.models.inputs import Inputs
+from jaxprop.models.language import LanguageModel, matrices
 from jaxprop.models.llama import LlamaConfig, llama
-from jaxprop.models.transformer import LanguageModel, matrices
 from jaxprop.precision import at_least_float32
 from jaxprop.train.config import Language, LanguageConfig
 from jaxprop.train.corpus import Corpus

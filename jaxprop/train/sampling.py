@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxprop.installing import PyTree
 from jaxprop.models.decoding import Choice, generate
-from jaxprop.models.transformer import LanguageModel
+from jaxprop.models.language import LanguageModel
 from jaxprop.train.errors import TrainingError
 
 EXTRAS = ("matplotlib", "orbax", "safetensors", "sklearn", "tokenizers", "tqdm", "tyro")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxprop.checking.compiling import quickly
-from jaxprop.models.decoding import Choice, choose, empty_cache, generate, read
+from jaxprop.models.decoding import Choice, choose, generate
 from jaxprop.models.inputs import Inputs
 from tests.models.test_transformer import (
     REDUCED,
@@ -50,9 +50,10 @@ def test_logits_read_in_pieces_are_those_of_the_whole(make: Callable, options: d
 
     @quickly
     def pieces(params: dict) -> jax.Array:
-        cache, parts, at = empty_cache(model, params, len(tokens), 8), [], 0
+        empty, read = model.decoder
+        past, parts, at = empty(params, len(tokens), 8), [], 0
         for count in (4, 1, 1):
-            logits, cache = read(model, params, tokens[:, at : at + count], cache)
+            logits, past = read(params, tokens[:, at : at + count], past)
             parts, at = [*parts, logits], at + count
         return jnp.concatenate(parts, axis=1)
 
@@ -110,7 +111,7 @@ def test_nothing_to_read_or_to_write_is_refused(length: int, count: int) -> None
 def test_more_tokens_than_learned_positions_are_refused() -> None:
     model = tiny_gpt2()
     with pytest.raises(ValueError, match="positions that are learned") as refused:
-        empty_cache(model, parameters(model), 1, 9)
+        model.decoder.empty(parameters(model), 1, 9)
     assert str(refused.value) == (
         "decoding: the cache must be no longer than the positions that are learned, 8, got 9 "
         "tokens. Read and write less."

@@ -17,8 +17,8 @@ from jaxprop.models import huggingface
 from jaxprop.models.huggingface import CheckpointError
 from jaxprop.models.huggingface.settings import model_of, settings_of
 from jaxprop.models.inputs import IGNORED, Inputs
+from jaxprop.models.language import LanguageModel
 from jaxprop.models.llama import LlamaConfig, llama
-from jaxprop.models.transformer import LanguageModel
 from jaxprop.rules.rotary_scaling import LinearScaling, Llama3Scaling, NtkScaling, YarnScaling
 from tests.models.test_transformer import LABELS, REDUCED, TOKENS, VOCABULARY, parameters, tiny_gpt2
 from tests.tolerances import assert_near

@@ -13,8 +13,8 @@ import jaxprop
 from jaxprop.checking.compiling import quickly
 from jaxprop.models.gpt2 import Gpt2Config, gpt2
 from jaxprop.models.inputs import IGNORED, Inputs
+from jaxprop.models.language import LanguageModel
 from jaxprop.models.llama import LlamaConfig, llama
-from jaxprop.models.transformer import LanguageModel
 from tests.tolerances import assert_near
 
 pytestmark = pytest.mark.usefixtures("x64")

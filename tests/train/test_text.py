@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprop.models.transformer import matrices
+from jaxprop.models.language import matrices
 from jaxprop.train.command import main
 from jaxprop.train.config import Language, LanguageConfig, Optimisation
 from jaxprop.train.corpus import Corpus, load_corpus, python_files

@@ -17,7 +17,7 @@ from jaxprop.models.huggingface.errors import CheckpointError, library
 from jaxprop.models.huggingface.files import Tensors, open_tensors, write_json, write_tensors
 from jaxprop.models.huggingface.names import Place, expected_tensors, is_ignored, places
 from jaxprop.models.huggingface.settings import model_of, settings_of
-from jaxprop.models.transformer import LanguageModel
+from jaxprop.models.language import LanguageModel
 
 if TYPE_CHECKING:
     import tokenizers

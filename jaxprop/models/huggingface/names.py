@@ -6,7 +6,7 @@ import jax
 
 from jaxprop.installing import PyTree
 from jaxprop.models.gpt2 import Gpt2Config
-from jaxprop.models.transformer import LanguageModel
+from jaxprop.models.language import LanguageModel
 
 # By the path of a leaf: the tensor's name, {k} for the block, and whether it is transposed.
 GPT2 = {

@@ -5,8 +5,8 @@ from typing import Any
 
 from jaxprop.models.gpt2 import Gpt2Config, gpt2
 from jaxprop.models.huggingface.errors import CheckpointError
+from jaxprop.models.language import LanguageModel
 from jaxprop.models.llama import LlamaConfig, llama
-from jaxprop.models.transformer import LanguageModel
 from jaxprop.rules.rotary_scaling import LinearScaling, Llama3Scaling, Scaling, YarnScaling
 
 Settings = Mapping[str, Any]
