@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprop.array_types import TreeType
+from jaxprop.composition import add_cotangents
 from jaxprop.installing import PyTree, Saved
 from jaxprop.layers import Layer, Shape
 from jaxprop.models.inputs import IGNORED, Context, Inputs, context_of
@@ -135,15 +136,8 @@ def _hidden(config: Any, blocks: Layer, norm: Layer, make: Callable[..., PyTree]
     def backward(res: HiddenResiduals, g: jax.Array) -> tuple[PyTree, None, None]:
         dnorm, dh, _ = norm.backward(res.norm, g)  # B1
         dblocks, (dh, _), _ = blocks.backward(res.blocks, dh)  # B2
-        dh = drop_backward(res.embedded.dropout, dh)  # B3
-        _, dembedding = embedding.backward(res.embedded.table, dh)
-        dparams = {"embedding": dembedding, "blocks": dblocks, "norm": dnorm}
-        if res.has_head:
-            dparams["head"] = None
-        if res.embedded.positions is not None:
-            dpositions = _summed_to(res.embedded.positions.output, dh)
-            _, dparams["positions"] = embedding.backward(res.embedded.positions, dpositions)
-        return dparams, None, None
+        dparams = {"blocks": dblocks, "norm": dnorm} | _embedded_backward(res.embedded, dh)  # B3
+        return dparams | ({"head": None} if res.has_head else {}), None, None
 
     def init(key: jax.Array, x_shape: Shape, dtype: Any = jnp.float32) -> PyTree:
         return make(key, dtype)
@@ -153,7 +147,21 @@ def _hidden(config: Any, blocks: Layer, norm: Layer, make: Callable[..., PyTree]
     return Layer(reference, forward, backward, init=init)
 
 
-def embedded(config: Any, params: PyTree, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+def _embedded_backward(res: EmbeddedResiduals, dh: jax.Array | None) -> dict[str, PyTree]:
+    """The tables' cotangents by name; None where frozen blocks hand no dh down to them."""
+    if dh is None:
+        return dict.fromkeys(["embedding"] + ["positions"] * (res.positions is not None))
+    dh = drop_backward(res.dropout, dh)
+    _, dembedding = embedding.backward(res.table, dh)
+    if res.positions is None:
+        return {"embedding": dembedding}
+    _, dpositions = embedding.backward(res.positions, _summed_to(res.positions.output, dh))
+    return {"embedding": dembedding, "positions": dpositions}
+
+
+def embedded(
+    config: Any, params: PyTree, tokens: jax.Array, positions: jax.Array | None
+) -> jax.Array:
     """h_0 in plain JAX: the tokens' rows, and those of learned positions where there are any."""
     h = embedding.reference(tokens, params["embedding"])
     if "positions" in params:
@@ -258,7 +266,7 @@ def _head(params: PyTree) -> jax.Array:
 def _with_head(dparams: PyTree, dhead: jax.Array, tied: bool) -> PyTree:
     """The cotangents with that of the last layer: two of one table add."""
     if tied:
-        return dparams | {"embedding": dparams["embedding"] + dhead}
+        return dparams | {"embedding": add_cotangents(dparams["embedding"], dhead)}
     return dparams | {"head": dhead}
 
 
