@@ -8,9 +8,12 @@ from jaxprop import rules
 from jaxprop.catalogue import CATALOGUE
 from jaxprop.checking import Finding, Report, check
 from jaxprop.composition import chain
+from jaxprop.convolutional import convolution, flatten
 from jaxprop.costs import Cost, cost, value_and_grad
 from jaxprop.derivation import derive
-from jaxprop.layers import Layer, dense, elementwise
+from jaxprop.fan_out import parallel
+from jaxprop.freezing import freeze
+from jaxprop.layers import Layer, dense, elementwise, normalisation
 from jaxprop.repetition import repeat
 from jaxprop.reversible import reversible
 from jaxprop.rule import Case, Rule, automatic
@@ -61,7 +64,7 @@ from jaxprop.rules.surrogates import (
 )
 from jaxprop.rules.token_log_probs import linear_token_log_probs, token_log_probs
 from jaxprop.rules.weight_normalisation import l2_normalize, weight_norm, weight_standardize
-from jaxprop.structure import checkpointed, residual
+from jaxprop.structure import checkpointed, post_norm, pre_norm, residual
 from jaxprop.tracing import Trace, trace
 
 __all__ = [
@@ -91,6 +94,7 @@ __all__ = [
     "clip_gradient",
     "conv",
     "conv_transpose",
+    "convolution",
     "cost",
     "dense",
     "derive",
@@ -100,6 +104,8 @@ __all__ = [
     "elementwise",
     "elu",
     "embedding",
+    "flatten",
+    "freeze",
     "gaussian_noise",
     "geglu",
     "gelu",
@@ -134,9 +140,13 @@ __all__ = [
     "mean_absolute_error",
     "mean_squared_error",
     "mish",
+    "normalisation",
     "orthogonality",
+    "parallel",
     "pixel_shuffle",
     "pixel_unshuffle",
+    "post_norm",
+    "pre_norm",
     "prelu",
     "projection",
     "reglu",

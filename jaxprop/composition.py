@@ -41,7 +41,7 @@ def chain(*unnamed: Rule, **named: Rule) -> Layer:
 
     Source: Goodfellow et al., Deep Learning, Algorithms 6.3 and 6.4; seed claims N0 to N8.
     """
-    layers = _named_layers(unnamed, named)
+    layers = named_layers("chain", unnamed, named)
 
     def reference(params: PyTree, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         return list(reference_through(layers, params, x, key).values())[-1]
@@ -72,7 +72,7 @@ def reference_through(
     layers: Mapping[str, Layer], params: PyTree, x: jax.Array, key: jax.Array | None
 ) -> dict[str, jax.Array]:
     """Each layer's h_k by layer name, by the references."""
-    _check_params(layers, params)
+    check_params("chain", layers, params)
     h, hs = x, {}
     for (name, layer), layer_key in zip(layers.items(), split(key, layers), strict=True):
         h = hs[name] = layer.reference(params[name], h, layer_key)
@@ -83,7 +83,7 @@ def forward_through(
     layers: Mapping[str, Layer], params: PyTree, x: jax.Array, key: jax.Array | None
 ) -> tuple[dict[str, jax.Array], dict[str, Saved]]:
     """Algorithm 6.3: each layer's h_k, and what its backward needs, by layer name."""
-    _check_params(layers, params)
+    check_params("chain", layers, params)
     h, hs, saved = x, {}, {}
     for (name, layer), layer_key in zip(layers.items(), split(key, layers), strict=True):
         h, saved[name] = layer.forward(params[name], h, layer_key)
@@ -129,17 +129,20 @@ def split(key: jax.Array | None, layers: Mapping[str, Layer]) -> list[jax.Array 
     return [jax.random.fold_in(key, position) for position in range(len(layers))]
 
 
-def _named_layers(unnamed: tuple[Rule, ...], named: Mapping[str, Rule]) -> dict[str, Layer]:
+def named_layers(
+    owner: str, unnamed: tuple[Rule, ...], named: Mapping[str, Rule]
+) -> dict[str, Layer]:
+    """By name, each rule as a layer; those without a name are called by kind and position."""
     layers = {}
     for position, rule in enumerate(unnamed, start=1):
-        layer = as_layer("chain", rule, f"the argument at position {position}")
+        layer = as_layer(owner, rule, f"the argument at position {position}")
         layers[f"{layer.name}_{position}"] = layer
     for name, rule in named.items():
         if name in layers:
-            raise ValueError(f"chain: two layers are called {name!r}. Give one another name.")
-        layers[name] = as_layer("chain", rule, name)
+            raise ValueError(f"{owner}: two layers are called {name!r}. Give one another name.")
+        layers[name] = as_layer(owner, rule, name)
     if not layers:
-        raise ValueError("chain: needs at least one layer, got none.")
+        raise ValueError(f"{owner}: needs at least one layer, got none.")
     return layers
 
 
@@ -155,10 +158,11 @@ def as_layer(owner: str, rule: Rule, place: str) -> Layer:
     return elementwise(rule)
 
 
-def _check_params(layers: Mapping[str, Layer], params: PyTree) -> None:
+def check_params(owner: str, layers: Mapping[str, Layer], params: PyTree) -> None:
+    """ValueError where params are not a dict with these layers."""
     if not isinstance(params, Mapping) or set(params) != set(layers):
         got = sorted(params) if isinstance(params, Mapping) else type(params).__name__
         raise ValueError(
-            f"chain: params must be a dict with the layers {list(layers)}, got {got}. Make them "
+            f"{owner}: params must be a dict with the layers {list(layers)}, got {got}. Make them "
             "with init(key, x_shape)."
         )

@@ -26,8 +26,8 @@ from jaxprop.composition import (
 )
 from jaxprop.installing import PyTree, Saved
 from jaxprop.layers import Layer
-from jaxprop.precision import at_least_float32
 from jaxprop.rule import Rule
+from jaxprop.strength import check_strength, plus, scalar, weighted
 
 READINGS = ("separate", "folded")
 
@@ -98,7 +98,7 @@ def cost(
         raise ValueError(f"cost: the reading must be one of {READINGS}, got {reading!r}.")
     penalties = {"penalty": penalty, "activity": activity}
     given = {name: omega for name, omega in penalties.items() if omega is not None}
-    terms = {name: _weighted(omega, name) for name, omega in given.items()}
+    terms = {name: weighted(omega, name) for name, omega in given.items()}
     others = [other for omega in given.values() for other in omega.argument_names[1:]]
     separate = dict(terms)
     folded = separate.pop("penalty", None) if reading == "folded" else None
@@ -113,26 +113,26 @@ def cost(
         strength: PyTree = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
-        _check_strength(list(terms), others, strength)
+        check_strength(list(terms), others, strength)
         hs = reference_through(layers, _nest(network, params), x, key)
-        total = _scalar(loss, paired.reference(_last(hs), y))
+        total = scalar(loss, paired.reference(_last(hs), y))
         for name, term in terms.items():
             read = hs if name == "activity" else params
-            total = _plus(total, term.reference(read, strength))
+            total = plus(total, term.reference(read, strength))
         return total
 
     def forward(
         params: PyTree, x: jax.Array, y: PyTree, strength: PyTree, key: jax.Array | None
     ) -> tuple[jax.Array, CostResiduals]:
-        _check_strength(list(terms), others, strength)
+        check_strength(list(terms), others, strength)
         hs, saved = forward_through(layers, _nest(network, params), x, key)
         theta = () if folded is None else (params, strength)
         total, saved_loss = inner.forward(_last(hs), y, *theta)
-        total, saved_terms = _scalar(loss, total), {}
+        total, saved_terms = scalar(loss, total), {}
         for name, term in separate.items():
             read = hs if name == "activity" else params
             omega, saved_terms[name] = term.forward(read, strength)
-            total = _plus(total, omega)
+            total = plus(total, omega)
         return total, CostResiduals(saved, saved_loss, saved_terms)
 
     def backward(res: CostResiduals, g: jax.Array) -> tuple[PyTree, ...]:
@@ -154,31 +154,47 @@ def cost(
     )
 
 
-def value_and_grad(J: Rule) -> Callable[..., tuple[jax.Array, PyTree]]:
+def value_and_grad(J: Rule, has_aux: bool = False) -> Callable[..., tuple[PyTree, PyTree]]:
     """Make the function (params, ...) -> (J, dparams) that runs J's forward and backward.
 
     No automatic differentiation takes part: it calls `J.forward` and `J.backward`. For the
-    automatic gradient, run `jax.value_and_grad(J)` within `automatic()`.
+    automatic gradient, run `jax.value_and_grad(J, has_aux=...)` within `automatic()`.
 
     Args:
         J: a Rule with a scalar output, whose first argument is differentiated; it takes
             the same arguments after that, without options.
+        has_aux: whether J's output is a pair (J, aux), aux being any arrays beside the cost, such
+            as the statistics of a batch. aux gets no cotangent.
 
     Returns:
-        A function of J's arguments that returns (J, dparams); dparams has the structure,
-        shapes and dtypes of the first argument, zeros where J does not depend on it.
+        A function of J's arguments that returns (J, dparams), or ((J, aux), dparams); dparams has
+        the structure, shapes and dtypes of the first argument, zeros where J does not depend on it.
 
     Raises:
+        TypeError: where has_aux is given and J's output is not a pair.
         ValueError: where J's output is not a scalar.
     """
 
-    def run(params: PyTree, *args: PyTree) -> tuple[jax.Array, PyTree]:
+    def run(params: PyTree, *args: PyTree) -> tuple[PyTree, PyTree]:
         value, saved = J.forward(params, *args)
-        dparams, *_ = J.backward(saved, jnp.ones_like(_scalar(J, value)))
+        if has_aux:
+            one = jnp.ones_like(scalar(J, _of_pair(J, value)))
+            dparams, *_ = J.backward(saved, (one, None))
+        else:
+            dparams, *_ = J.backward(saved, jnp.ones_like(scalar(J, value)))
         zeros = jax.tree.map(jnp.zeros_like, params)
         return value, zeros if dparams is None else _filled(dparams, zeros)
 
     return run
+
+
+def _of_pair(J: Rule, value: PyTree) -> jax.Array:
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise TypeError(
+            f"value_and_grad: with has_aux {J.name} must return a pair (J, aux), got "
+            f"{type(value).__name__}. Leave has_aux out."
+        )
+    return value[0]
 
 
 def _filled(dparams: PyTree, zeros: PyTree) -> PyTree:
@@ -186,54 +202,6 @@ def _filled(dparams: PyTree, zeros: PyTree) -> PyTree:
     return jax.tree.map(
         lambda d, zero: zero if d is None else d, dparams, zeros, is_leaf=lambda d: d is None
     )
-
-
-def _weighted(omega: Rule, name: str) -> Rule:
-    """The rule (tree, strength) -> lambda * Omega(tree), lambda being strength or strength[name].
-
-    Other entries of strength that are named as arguments of Omega are passed on to it.
-    """
-    others = omega.argument_names[1:]
-
-    def arguments(strength: PyTree) -> dict[str, jax.Array]:
-        if not isinstance(strength, Mapping):
-            return {}
-        return {other: strength[other] for other in others if other in strength}
-
-    def scale(strength: PyTree, value: jax.Array) -> jax.Array:
-        lam = jnp.asarray(strength[name] if isinstance(strength, Mapping) else strength)
-        if lam.ndim:
-            raise ValueError(
-                f"cost: the strength of {name} must be a scalar, got an array of {lam.shape}. A "
-                "sweep is jax.vmap over the strength."
-            )
-        return lam.astype(value.dtype)
-
-    def reference(tree: PyTree, strength: PyTree) -> jax.Array:
-        value = omega.reference(tree, **arguments(strength))
-        return scale(strength, value) * value  # F1
-
-    def forward(tree: PyTree, strength: PyTree) -> tuple[jax.Array, "WeightedResiduals"]:
-        value, saved = omega.forward(tree, **arguments(strength))
-        return scale(strength, value) * value, WeightedResiduals(saved, value, strength)  # F1
-
-    def backward(res: "WeightedResiduals", g: jax.Array) -> tuple[PyTree, PyTree]:
-        saved, value, strength = res
-        dtree, *dothers = omega.backward(saved, g * scale(strength, value))
-        dlambda = g * value
-        if not isinstance(strength, Mapping):
-            return dtree, dlambda
-        by_name = dict(zip(others, dothers, strict=True)) | {name: dlambda}
-        return dtree, {entry: by_name.get(entry) for entry in strength}
-
-    reference.__name__ = f"weighted_{omega.name}"
-    return Rule(reference, forward, backward)
-
-
-class WeightedResiduals(NamedTuple):
-    omega: Saved
-    value: jax.Array
-    strength: PyTree
 
 
 def _paired(loss: Rule) -> Rule:
@@ -264,14 +232,14 @@ def _folded_loss(loss: Rule, weighted: Rule) -> Rule:
     """The rule L~(y_hat, y, theta, strength) = L + lambda Omega(theta), of reading 2."""
 
     def folded_loss(y_hat: jax.Array, y: PyTree, theta: PyTree, strength: PyTree) -> jax.Array:
-        return _plus(loss.reference(y_hat, y), weighted.reference(theta, strength))
+        return plus(loss.reference(y_hat, y), weighted.reference(theta, strength))
 
     def forward(
         y_hat: jax.Array, y: PyTree, theta: PyTree, strength: PyTree
     ) -> tuple[jax.Array, tuple[Saved, Saved]]:
         value, saved_loss = loss.forward(y_hat, y)
         omega, saved_omega = weighted.forward(theta, strength)
-        return _plus(_scalar(loss, value), omega), (saved_loss, saved_omega)
+        return plus(scalar(loss, value), omega), (saved_loss, saved_omega)
 
     def backward(res: tuple[Saved, Saved], g: jax.Array) -> tuple[PyTree, ...]:
         dy_hat, dy = loss.backward(res[0], g)[:2]
@@ -279,21 +247,6 @@ def _folded_loss(loss: Rule, weighted: Rule) -> Rule:
         return dy_hat, dy, dtheta, dstrength
 
     return Rule(folded_loss, forward, backward)
-
-
-def _plus(total: jax.Array, term: jax.Array) -> jax.Array:
-    """total + term in the wider of their dtypes."""
-    dtype = at_least_float32(total.dtype, term.dtype)
-    return total.astype(dtype) + term.astype(dtype)
-
-
-def _scalar(loss: Rule, value: jax.Array) -> jax.Array:
-    if value.shape != ():
-        raise ValueError(
-            f"cost: {loss.name} must return a scalar, got {value.shape}. Fix its reduction, as in "
-            f"{loss.name}.bind(reduction='mean')."
-        )
-    return value
 
 
 def _last(hs: Mapping[str, jax.Array]) -> jax.Array:
@@ -312,27 +265,3 @@ def _nest(network: Layer, params: PyTree) -> PyTree:
 
 def _unnest(network: Layer, dparams: PyTree) -> PyTree:
     return dparams if network.sequential else dparams[network.name]
-
-
-def _check_strength(terms: list[str], others: list[str], strength: PyTree) -> None:
-    if not terms and strength is not None:
-        raise ValueError(
-            "cost: strength must be None where J has no penalty, got one. Make J with penalty=... "
-            "or activity=..., or leave it out."
-        )
-    if terms and strength is None:
-        raise ValueError(
-            f"cost: J has a penalty ({', '.join(terms)}), so it needs a strength, got None. Call "
-            "J(params, x, y, strength), or make J without a penalty."
-        )
-    if not isinstance(strength, Mapping):
-        return
-    if missing := [name for name in terms if name not in strength]:
-        raise ValueError(
-            f"cost: strength must have {terms}, got {list(strength)}. Give {missing[0]!r} a number."
-        )
-    if unknown := [name for name in strength if name not in [*terms, *others]]:
-        raise ValueError(
-            f"cost: strength may have {[*terms, *others]}, got {list(strength)}. Leave "
-            f"{unknown[0]!r} out."
-        )

@@ -51,7 +51,7 @@ def elementwise(activation: Rule) -> Layer:
     Raises:
         TypeError: where `activation` is not a Rule that can be called with x alone.
     """
-    _check_activation("elementwise", activation)
+    check_activation("elementwise", activation)
 
     def reference(params: PyTree, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         return activation.reference(x)
@@ -114,7 +114,7 @@ def dense(
     """
     if isinstance(units, bool) or not isinstance(units, int) or units < 1:
         raise ValueError(f"dense: units must be a positive integer, got {units!r}.")
-    _check_activation("dense", activation)
+    check_activation("dense", activation)
 
     def reference(params: PyTree, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         a = linear.reference(x, params["w"], params.get("b"))  # F1
@@ -130,12 +130,12 @@ def dense(
     def backward(res: DenseResiduals, g: jax.Array) -> tuple[PyTree, jax.Array, None]:
         da = activation.backward(res.activation, g)[0]  # B1
         dx, dw, db = linear.backward(res.affine, da)  # B2, B3, B4
-        return _parameters(dw, db), dx, None
+        return parameters(dw, db), dx, None
 
     def init(key: jax.Array, x_shape: Shape, dtype: Any = jnp.float32) -> PyTree:
         make = weights or jax.nn.initializers.glorot_uniform()
         w = make(key, (x_shape[-1], units), dtype)
-        return _parameters(w, jnp.zeros((units,), dtype) if bias else None)
+        return parameters(w, jnp.zeros((units,), dtype) if bias else None)
 
     reference.__name__ = "dense"
     reference.__doc__ = dense.__doc__
@@ -154,16 +154,74 @@ def _affine(init: Callable[..., PyTree]) -> Layer:
 
     def backward(res: Saved, g: jax.Array) -> tuple[PyTree, jax.Array, None]:
         dx, dw, db = linear.backward(res, g)
-        return _parameters(dw, db), dx, None
+        return parameters(dw, db), dx, None
 
     return Layer(affine, forward, backward, init=init)
 
 
-def _parameters(w: jax.Array, b: jax.Array | None) -> PyTree:
+def normalisation(norm: Rule) -> Layer:
+    """Make a layer of a norm that scales by a learned gamma, and shifts by a beta if it has one.
+
+    For layer_norm, rms_norm, group_norm and instance_norm. batch_norm has statistics besides:
+    see `jaxprop.models.resnet`.
+
+    Forward    y = norm(x, gamma, beta)                                (F1)
+    Backward   dx, dgamma, dbeta = from g                              (B1) from F1
+
+    Args:
+        norm: a Rule (x, gamma) or (x, gamma, beta); options fixed with `bind(...)`, as in
+            `layer_norm.bind(eps=1e-5)`.
+
+    Returns:
+        A Layer; params are {"gamma": (C,), "beta": (C,)}, ones and zeros at the start, x is
+        (..., C).
+
+    Residuals: those of the norm.
+
+    Raises:
+        TypeError: where `norm` is not such a Rule.
+    """
+    names = _parameters_of_norm(norm)
+
+    def reference(params: PyTree, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        return norm.reference(x, *(params[name] for name in names))  # F1
+
+    def forward(params: PyTree, x: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Saved]:
+        return norm.forward(x, *(params[name] for name in names))  # F1
+
+    def backward(res: Saved, g: jax.Array) -> tuple[PyTree, jax.Array, None]:
+        dx, *dparams = norm.backward(res, g)  # B1
+        return dict(zip(names, dparams, strict=True)), dx, None
+
+    def init(key: jax.Array, x_shape: Shape, dtype: Any = jnp.float32) -> PyTree:
+        start = {"gamma": jnp.ones, "beta": jnp.zeros}
+        return {name: start[name](x_shape[-1:], dtype) for name in names}
+
+    reference.__name__ = norm.name
+    reference.__doc__ = norm.reference.__doc__
+    return Layer(reference, forward, backward, init=init)
+
+
+def _parameters_of_norm(norm: Rule) -> tuple[str, ...]:
+    """("gamma",) or ("gamma", "beta"); TypeError where the rule takes others."""
+    if isinstance(norm, Rule) and norm.argument_names[1:] in (("gamma",), ("gamma", "beta")):
+        try:
+            norm.resolve(*[None] * len(norm.argument_names))
+        except TypeError as error:
+            raise TypeError(f"normalisation: {error} Fix its options with bind(...).") from None
+        return norm.argument_names[1:]
+    raise TypeError(
+        f"normalisation: the norm must be a Rule of (x, gamma) or (x, gamma, beta), got {norm!r}. "
+        "Give layer_norm.bind(eps=1e-5), say."
+    )
+
+
+def parameters(w: jax.Array, b: jax.Array | None) -> PyTree:
+    """The parameters of an affine map, or their cotangents."""
     return {"w": w} if b is None else {"w": w, "b": b}
 
 
-def _check_activation(owner: str, activation: Rule) -> None:
+def check_activation(owner: str, activation: Rule) -> None:
     if not isinstance(activation, Rule):
         raise TypeError(
             f"{owner}: the activation must be a Rule, got {type(activation).__name__} "

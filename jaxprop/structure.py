@@ -1,4 +1,4 @@
-"""Combinators that shape a deep network: a residual, a checkpoint; and what stacks share."""
+"""Combinators that shape a deep network: residuals, a checkpoint; and what stacks share."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprop.array_types import vary, varying_axes
-from jaxprop.composition import add_cotangents, as_layer
+from jaxprop.composition import add_cotangents, as_layer, chain
 from jaxprop.installing import PyTree, Saved
 from jaxprop.layers import Layer, Shape
 from jaxprop.rule import Rule
@@ -49,6 +49,70 @@ def residual(branch: Rule) -> Layer:
     reference.__name__ = "residual"
     reference.__doc__ = f"x and what {layer.name} computes of it, added."
     return Layer(reference, forward, backward, init=layer.init, layers=layer.layers)
+
+
+def pre_norm(branch: Rule, norm: Rule) -> Layer:
+    """Make a residual whose branch reads x normed: y = x + f(norm(x)).
+
+    Use it in deep networks: the gradient reaches every depth past all norms.
+
+    Forward    n = norm(x)                                             (F1)
+               y = x + f(n)                                            (F2)
+    Backward   dn, df's parameters = from g                            (B1) from F2
+               dx = g + from dn; dnorm's parameters                    (B2) from F1, F2
+
+    Args:
+        branch: a Layer, or a Rule of one array, whose output has x's shape and dtype.
+        norm: a Layer, such as `normalisation(layer_norm.bind(eps=1e-5))`.
+
+    Returns:
+        A Layer; params are {"norm": .., "branch": ..}. It is
+        `residual(chain(norm=norm, branch=branch))`.
+
+    Residuals: those of the norm and of the branch.
+
+    Raises:
+        TypeError: where one is neither a layer nor a rule of one array.
+        ValueError: when called, where the branch's output has another shape or dtype than x.
+
+    Source: Xiong et al. (2020), On layer normalization in the transformer architecture.
+    """
+    return residual(
+        chain(
+            norm=as_layer("pre_norm", norm, "the norm"),
+            branch=as_layer("pre_norm", branch, "the branch"),
+        )
+    )
+
+
+def post_norm(branch: Rule, norm: Rule) -> Layer:
+    """Make a residual that is normed afterwards: y = norm(x + f(x)).
+
+    Forward    u = x + f(x)                                            (F1)
+               y = norm(u)                                             (F2)
+    Backward   du = from g; dnorm's parameters                         (B1) from F2
+               dx = du + from du through f; df's parameters            (B2) from F1
+
+    Args:
+        branch: a Layer, or a Rule of one array, whose output has x's shape and dtype.
+        norm: a Layer, such as `normalisation(layer_norm.bind(eps=1e-5))`.
+
+    Returns:
+        A Layer; params are {"branch": .., "norm": ..}. It is
+        `chain(branch=residual(branch), norm=norm)`.
+
+    Residuals: those of the branch and of the norm.
+
+    Raises:
+        TypeError: where one is neither a layer nor a rule of one array.
+        ValueError: when called, where the branch's output has another shape or dtype than x.
+
+    Source: Vaswani et al. (2017), Attention is all you need, section 5.4.
+    """
+    return chain(
+        branch=residual(as_layer("post_norm", branch, "the branch")),
+        norm=as_layer("post_norm", norm, "the norm"),
+    )
 
 
 class CheckpointedResiduals(NamedTuple):
