@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprop.array_types import accumulator
+from jaxprop.array_types import accumulator, vary, varying_axes
 from jaxprop.composition import add_cotangents, as_layer
 from jaxprop.installing import PyTree
 from jaxprop.layers import Layer
@@ -83,7 +83,7 @@ class Run(NamedTuple):
         return jax.tree.map(lambda leaf: leaf.reshape(size, *leaf.shape[2:]), tree)
 
 
-def repeat(block: Rule, n: int, *, save: int | None = None) -> Layer:
+def repeat(block: Rule, n: int, *, save: int | None = None, frozen: int = 0) -> Layer:
     """Make a stack of one layer n times, each with parameters of its own: one loop, compiled once.
 
     Use it for the blocks of a transformer: time and size of the compilation do not grow with
@@ -92,8 +92,8 @@ def repeat(block: Rule, n: int, *, save: int | None = None) -> Layer:
     forward in all, for a memory of n / save inputs and the residuals of `save` blocks.
 
     Forward    h_k = block(params_k, h_{k-1}, context), k = 1..n
-    Backward   dparams_k, dh_{k-1}, dcontext_k = block.backward(res_k, dh_k), k = n..1
-               dcontext = dcontext_1 + .. + dcontext_n
+    Backward   dparams_k, dh_{k-1}, dcontext_k = block.backward(res_k, dh_k), k = n..frozen+1
+               dcontext = dcontext_{frozen+1} + .. + dcontext_n
 
     Args:
         block: a Layer, or a Rule of one array, whose output has the shape and dtype of h.
@@ -101,6 +101,8 @@ def repeat(block: Rule, n: int, *, save: int | None = None) -> Layer:
         save: None to save all residuals, 1 for the input of every block, 2 for that of every
             second, ... The result is the same. Where it does not divide n, the last blocks are a
             shorter loop of their own, and parameters are copied to cut them in two.
+        frozen: how many of the first repetitions are not trained. Their output is a constant: the
+            backward pass ends there, and neither their params nor h_0 have a cotangent.
 
     Returns:
         A Layer; params are those of the block, each leaf with a first axis of n. x is h_0, or a
@@ -109,29 +111,38 @@ def repeat(block: Rule, n: int, *, save: int | None = None) -> Layer:
         `jax.random.fold_in(key, k)`.
 
     Residuals: those of every repetition, stacked; params and context among them are not copied,
-        and what a block saves twice is saved once. With save, the inputs alone.
+        and what a block saves twice is saved once. With save, the inputs alone. Frozen repetitions
+        save nothing.
 
-    Numerics: dcontext is summed in float32 at least.
+    Numerics: dcontext is summed in float32 at least. dparams is 0 where repetitions are frozen.
 
     Raises:
         TypeError: where the block is neither a layer nor a rule of one array.
-        ValueError: where n or save is not a positive integer, or save more than n; when called,
-            where a leaf of params has not n as its first axis, or the block's output has another
-            shape or dtype than h.
+        ValueError: where n or save is not a positive integer, save is more than n, or frozen does
+            not lie from 0 to n; when called, where a leaf of params has not n as its first axis, or
+            the block's output has another shape or dtype than h.
 
     Source: for save, Chen et al. (2016), Training deep nets with sublinear memory cost.
     """
     layer = as_layer("repeat", block, "the block")
     check_count("repeat", n)
-    runs = _runs(layer, n, save)
+    _check_frozen(frozen, n)
+    runs = _runs(layer, n, save, frozen)
 
     def reference(params: PyTree, x: PyTree, key: jax.Array | None = None) -> jax.Array:
         def step(h: jax.Array, at: tuple) -> tuple[jax.Array, None]:
             return like("repeat", h, layer.reference(at[0], _x(h, context), at[1])), None
 
+        def through(h: jax.Array, start: int, stop: int) -> jax.Array:
+            part = jax.tree.map(lambda leaf: lax.slice_in_dim(leaf, start, stop), every)
+            return lax.scan(step, h, part, length=stop - start)[0]
+
         check_stacked("repeat", params, n)
-        h, *context = _parts(x)
-        return lax.scan(step, carried(h, params), (params, keys_of(key, n)), length=n)[0]
+        (h, *context), every = _parts(x), (params, keys_of(key, n))
+        h = carried(h, params)
+        if frozen:
+            h = lax.stop_gradient(through(h, 0, frozen))
+        return through(h, frozen, n)
 
     def forward(
         params: PyTree, x: PyTree, key: jax.Array | None
@@ -139,6 +150,8 @@ def repeat(block: Rule, n: int, *, save: int | None = None) -> Layer:
         check_stacked("repeat", params, n)
         (h, *context), keys, saved = _parts(x), keys_of(key, n), []
         h = carried(h, params)
+        if frozen:
+            h = _constant(layer, frozen, params, h, context, key)
         for run in runs:
             h, stacked = _forward_loop(run, run.part(params), h, context, run.part(keys))
             saved.append(stacked)
@@ -152,31 +165,53 @@ def repeat(block: Rule, n: int, *, save: int | None = None) -> Layer:
             dparams, g, dc = _backward_loop(run, params, res.context, stacked, g)
             parts.insert(0, run.whole(dparams))
             dcontext = add_cotangents(dcontext, dc)
+        if frozen == n:
+            return None, None, None
+        if frozen:
+            parts.insert(0, jax.tree.map(lambda d: _zeros_before(d, frozen), parts[0]))
         dparams = (
             parts[0] if len(parts) == 1 else jax.tree.map(lambda *p: jnp.concatenate(p), *parts)
         )
-        return dparams, _x(g, dcontext or ()), None
+        return dparams, _x(None if frozen else g, dcontext or ()), None
 
     reference.__name__ = "repeat"
     reference.__doc__ = f"{layer.name}, {n} times, one after the other."
     return Layer(reference, forward, backward, init=stacked_init(layer.init, n))
 
 
-def _runs(layer: Layer, n: int, save: int | None) -> list[Run]:
+def _runs(layer: Layer, n: int, save: int | None, frozen: int) -> list[Run]:
     """One loop over single blocks, or over segments of `save` blocks and what is left."""
+    if save is not None:
+        check_count("repeat", save, "save")
+        if save > n:
+            raise ValueError(
+                f"repeat: save must be at most n, which is {n}, got {save}. save={n} saves the "
+                "input of the stack alone."
+            )
+    if frozen == n:
+        return []
     if save is None:
-        return [Run(Passes(layer.forward, layer.backward), 0, n, 1)]
-    check_count("repeat", save, "save")
-    if save > n:
-        raise ValueError(
-            f"repeat: save must be at most n, which is {n}, got {save}. save={n} saves the input "
-            "of the stack alone."
-        )
-    whole, rest = divmod(n, save)
-    runs = [Run(_segment(layer, save), 0, whole, save)]
+        return [Run(Passes(layer.forward, layer.backward), frozen, n - frozen, 1)]
+    whole, rest = divmod(n - frozen, save)
+    runs = [Run(_segment(layer, save), frozen, whole, save)] if whole else []
     if rest:
-        runs.append(Run(_segment(layer, rest), whole * save, 1, rest))
+        runs.append(Run(_segment(layer, rest), n - rest, 1, rest))
     return runs
+
+
+def _constant(
+    layer: Layer, k: int, params: PyTree, h: jax.Array, context: Sequence, key: jax.Array | None
+) -> jax.Array:
+    """h_k, of which backward reads nothing; params are indexed in the loop: no part is copied."""
+
+    def step(i: jax.Array, h: jax.Array) -> jax.Array:
+        p, at = jax.tree.map(
+            lambda leaf: lax.dynamic_index_in_dim(leaf, i, keepdims=False), (params, keys)
+        )
+        return like("repeat", h, layer.forward(p, _x(h, context), at)[0])
+
+    keys = keys_of(key, k)
+    return lax.stop_gradient(lax.fori_loop(0, k, step, h))
 
 
 def _segment(layer: Layer, length: int) -> Passes:
@@ -264,6 +299,19 @@ def _placed(
     return tuple(places[id(leaf)] for leaf in leaves), own
 
 
+def _zeros_before(d: jax.Array, k: int) -> jax.Array:
+    """Zeros for the k repetitions before those of d."""
+    return vary(jnp.zeros((k, *d.shape[1:]), d.dtype), varying_axes(d))
+
+
+def _check_frozen(frozen: int, n: int) -> None:
+    if isinstance(frozen, bool) or not isinstance(frozen, int) or not 0 <= frozen <= n:
+        raise ValueError(
+            f"repeat: frozen must be an integer from 0 to n, which is {n}, got {frozen!r}. It is a "
+            "number of repetitions, counted from the first."
+        )
+
+
 def _total(leaf: jax.Array) -> jax.Array | None:
     """What the cotangents of a leaf of the context are added to; None where it has none."""
     return accumulator(leaf, [leaf]) if jnp.issubdtype(leaf.dtype, jnp.inexact) else None
@@ -274,6 +322,6 @@ def _parts(x: PyTree) -> tuple:
     return x if isinstance(x, tuple) else (x,)
 
 
-def _x(h: jax.Array, context: Sequence) -> PyTree:
+def _x(h: jax.Array | None, context: Sequence) -> PyTree:
     """What a block takes as x, or gives as dx: h, and the context where there is one."""
     return (h, *context) if context else h

@@ -42,6 +42,8 @@ class Gpt2Config:
     tied:       whether the table that embeds the tokens is also the last layer.
     eps:        of the norms.
     save:       what the blocks save for the backward pass, as `repeat` has it.
+    frozen:     how many of the first blocks are not trained. The backward pass ends above them: the
+                tables below have no gradient through the blocks.
     dtype:      what is computed in, by its name; None for that of the parameters.
     """
 
@@ -54,6 +56,7 @@ class Gpt2Config:
     tied: bool = True
     eps: float = 1e-5
     save: int | None = None
+    frozen: int = 0
     dtype: str | None = None
 
     def __post_init__(self) -> None:
@@ -100,7 +103,7 @@ def gpt2(config: Gpt2Config) -> LanguageModel:
     Source: Radford et al. (2019), Language models are unsupervised multitask learners, section
         2.3. Dropout is after the embedding and on both branches; not on attention's weights.
     """
-    blocks = repeat(block(config), config.depth, save=config.save)
+    blocks = repeat(block(config), config.depth, save=config.save, frozen=config.frozen)
     return transformer(config, blocks, final_norm(config), block_reference, _init)
 
 

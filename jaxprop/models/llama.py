@@ -40,6 +40,8 @@ class LlamaConfig:
     base, scaling: of the rotary positions.
     eps:        of the norms.
     save:       what the blocks save for the backward pass, as `repeat` has it.
+    frozen:     how many of the first blocks are not trained. The backward pass ends above them: the
+                tables below have no gradient through the blocks.
     dtype:      what is computed in, by its name; None for that of the parameters.
     """
 
@@ -57,6 +59,7 @@ class LlamaConfig:
     scaling: Scaling | None = None
     eps: float = 1e-5
     save: int | None = None
+    frozen: int = 0
     dtype: str | None = None
 
     def __post_init__(self) -> None:
@@ -111,7 +114,7 @@ def llama(config: LlamaConfig) -> LanguageModel:
 
     Source: Touvron et al. (2023), LLaMA; grouped query heads: Ainslie et al. (2023), GQA.
     """
-    blocks = repeat(block(config), config.depth, save=config.save)
+    blocks = repeat(block(config), config.depth, save=config.save, frozen=config.frozen)
     return transformer(config, blocks, final_norm(config), block_reference, _init)
 
 

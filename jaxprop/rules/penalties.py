@@ -202,9 +202,9 @@ def total(selected: PyTree, of_leaf: Callable[[jax.Array], jax.Array]) -> jax.Ar
 def select(owner: str, option: str, tree: PyTree, chosen: Filter) -> PyTree:
     """The tree with None in the place of the leaves that the filter leaves out."""
     paths, structure = jax.tree_util.tree_flatten_with_path(tree)
-    named = [(jax.tree_util.keystr(path, simple=True, separator="/"), w) for path, w in paths]
+    named = [(path_name(path), w) for path, w in paths]
     kept = [
-        floating(owner, name or "the array", w) if _matches(name, chosen) else None
+        floating(owner, name or "the array", w) if matches(name, chosen) else None
         for name, w in named
     ]
     if chosen is not None and all(w is None for w in kept):
@@ -215,7 +215,13 @@ def select(owner: str, option: str, tree: PyTree, chosen: Filter) -> PyTree:
     return jax.tree.unflatten(structure, kept)
 
 
-def _matches(path: str, chosen: Filter) -> bool:
+def path_name(path: tuple) -> str:
+    """The path of a leaf as filters see it: "hidden_1/w"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def matches(path: str, chosen: Filter) -> bool:
+    """Whether the filter chooses the leaf of that path."""
     if chosen is None:
         return True
     if callable(chosen):
