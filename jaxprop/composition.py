@@ -3,7 +3,7 @@
 A chain's forward is Algorithm 6.3 of Goodfellow et al., its backward Algorithm 6.4.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -158,7 +158,7 @@ def as_layer(owner: str, rule: Rule, place: str) -> Layer:
     return elementwise(rule)
 
 
-def check_params(owner: str, layers: Mapping[str, Layer], params: PyTree) -> None:
+def check_params(owner: str, layers: Collection[str], params: PyTree) -> None:
     """ValueError where params are not a dict with these layers."""
     if not isinstance(params, Mapping) or set(params) != set(layers):
         got = sorted(params) if isinstance(params, Mapping) else type(params).__name__

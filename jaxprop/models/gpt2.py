@@ -16,12 +16,12 @@ from jaxprop.layers import Layer, Shape
 from jaxprop.models.inputs import segments_of
 from jaxprop.models.language import (
     LanguageModel,
-    check_sizes,
     drop_backward,
     drop_forward,
     normal_weights,
     two_keys,
 )
+from jaxprop.models.sizes import check_sizes
 from jaxprop.models.transformer import Attend, merge_heads, pull, split_heads, transformer
 from jaxprop.repetition import repeat
 from jaxprop.rule import Rule

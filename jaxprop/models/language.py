@@ -306,9 +306,3 @@ def matrices(params: PyTree) -> PyTree:
         return path[-1].key.startswith("w_") or path[-1].key in ("embedding", "positions", "head")
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)
-
-
-def check_sizes(owner: str, **sizes: int) -> None:
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"{owner}: {name} must be a positive whole number, got {size!r}.")

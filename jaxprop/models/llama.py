@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jaxprop.installing import PyTree, Saved
 from jaxprop.layers import Layer, Shape
 from jaxprop.models.inputs import Context, segments_of
-from jaxprop.models.language import LanguageModel, check_sizes, normal_weights
+from jaxprop.models.language import LanguageModel, normal_weights
+from jaxprop.models.sizes import check_sizes
 from jaxprop.models.transformer import Attend, merge_heads, pull, split_heads, transformer
 from jaxprop.repetition import repeat
 from jaxprop.rule import Rule

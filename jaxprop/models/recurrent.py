@@ -18,13 +18,13 @@ from jaxprop.models.inputs import Context
 from jaxprop.models.language import (
     Decoder,
     LanguageModel,
-    check_sizes,
     drop_backward,
     drop_forward,
     embedded,
     language_model,
     logits_of,
 )
+from jaxprop.models.sizes import check_sizes
 from jaxprop.precision import at_least_float32
 from jaxprop.repetition import repeat
 from jaxprop.rules.activations import identity
