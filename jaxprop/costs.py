@@ -171,30 +171,33 @@ def value_and_grad(J: Rule, has_aux: bool = False) -> Callable[..., tuple[PyTree
         the structure, shapes and dtypes of the first argument, zeros where J does not depend on it.
 
     Raises:
-        TypeError: where has_aux is given and J's output is not a pair.
+        TypeError: where J's output is not a pair with has_aux, or not an array without.
         ValueError: where J's output is not a scalar.
     """
 
     def run(params: PyTree, *args: PyTree) -> tuple[PyTree, PyTree]:
         value, saved = J.forward(params, *args)
-        if has_aux:
-            one = jnp.ones_like(scalar(J, _of_pair(J, value)))
-            dparams, *_ = J.backward(saved, (one, None))
-        else:
-            dparams, *_ = J.backward(saved, jnp.ones_like(scalar(J, value)))
+        one = jnp.ones_like(scalar(J, _cost_in(J, value, has_aux)))
+        dparams, *_ = J.backward(saved, (one, None) if has_aux else one)
         zeros = jax.tree.map(jnp.zeros_like, params)
         return value, zeros if dparams is None else _filled(dparams, zeros)
 
     return run
 
 
-def _of_pair(J: Rule, value: PyTree) -> jax.Array:
-    if not isinstance(value, tuple) or len(value) != 2:
+def _cost_in(J: Rule, value: PyTree, has_aux: bool) -> jax.Array:
+    """The cost in what J returned; TypeError where that is a pair and should not be, or is none."""
+    if has_aux and not (isinstance(value, tuple) and len(value) == 2):
         raise TypeError(
             f"value_and_grad: with has_aux {J.name} must return a pair (J, aux), got "
             f"{type(value).__name__}. Leave has_aux out."
         )
-    return value[0]
+    if not has_aux and not isinstance(value, jax.Array):
+        raise TypeError(
+            f"value_and_grad: {J.name} must return a scalar, got {type(value).__name__}. Give "
+            "has_aux=True where it is a pair (J, aux)."
+        )
+    return value[0] if has_aux else value
 
 
 def _filled(dparams: PyTree, zeros: PyTree) -> PyTree:

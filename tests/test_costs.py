@@ -600,3 +600,43 @@ def test_a_name_that_the_loss_does_not_know_is_refused() -> None:
     J = jaxprop.cost(network, jaxprop.mean_squared_error)
     with pytest.raises(TypeError, match="mean_squared_error"):
         J(params, x, {"y": x, "smoothing": jnp.ones(())})
+
+
+def squared_and_largest() -> jaxprop.Rule:
+    """J = sum(p * p), and beside it the largest entry, a value that g may reach too."""
+
+    def squared(p: jax.Array, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return jnp.sum(p * p), {"largest": jnp.max(p) + x}
+
+    def forward(p: jax.Array, x: jax.Array) -> tuple:
+        return squared(p, x), p
+
+    def backward(p: jax.Array, g: tuple) -> tuple:
+        g_J, g_aux = g
+        at = jnp.zeros_like(p).at[jnp.argmax(p)].set(g_aux["largest"])
+        return 2 * p * g_J + at, g_aux["largest"]
+
+    return jaxprop.Rule(squared, forward, backward)
+
+
+def test_value_and_grad_hands_on_what_is_beside_the_cost_and_gives_it_no_cotangent() -> None:
+    J, p = squared_and_largest(), jnp.array([1.0, 3.0, -2.0])
+    (value, aux), dp = jaxprop.value_and_grad(J, has_aux=True)(p, 0.5)
+    assert (float(value), float(aux["largest"])) == (14.0, 3.5)
+    assert_near(dp, 2 * p)
+    (value_jax, _), dp_jax = jax.value_and_grad(J, has_aux=True)(p, 0.5)
+    assert_near((value, dp), (value_jax, dp_jax))
+
+
+def test_value_and_grad_refuses_a_pair_without_has_aux_and_with_it_what_is_no_pair() -> None:
+    with pytest.raises(TypeError, match="must return a pair") as refused:
+        jaxprop.value_and_grad(jaxprop.l2, has_aux=True)({"w": jnp.ones(2)})
+    assert str(refused.value).startswith(
+        "value_and_grad: with has_aux l2 must return a pair (J, aux), got Array"
+    )
+    with pytest.raises(TypeError, match="must return a scalar") as refused:
+        jaxprop.value_and_grad(squared_and_largest())(jnp.ones(2), 0.5)
+    assert str(refused.value) == (
+        "value_and_grad: squared must return a scalar, got tuple. Give has_aux=True where it is a "
+        "pair (J, aux)."
+    )

@@ -178,3 +178,37 @@ def test_layers_compare_by_identity() -> None:
     first, second = jaxprop.dense(3), jaxprop.dense(3)
     assert first != second
     assert len({first, second, first}) == 2
+
+
+NORMS = {
+    "layer_norm": jaxprop.layer_norm.bind(eps=1e-5),
+    "rms_norm": jaxprop.rms_norm.bind(eps=1e-5),
+    "group_norm": jaxprop.group_norm.bind(groups=2, eps=1e-5),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_a_norm_as_a_layer_is_the_norm_with_its_parameters_by_name(name: str) -> None:
+    norm, x = NORMS[name], normal(0, 2, 3, 4)
+    layer = jaxprop.normalisation(norm)
+    names = ("gamma",) if name == "rms_norm" else ("gamma", "beta")
+    start = layer.init(jax.random.key(0), x.shape)
+    assert {k: float(v[0]) for k, v in start.items()} == dict(zip(names, (1.0, 0.0), strict=False))
+    params = {k: normal(seed, 4) for seed, k in enumerate(names, start=1)}
+    y, saved = layer.forward(params, x)
+    y_true, of_norm = norm.forward(x, *params.values())
+    dx, *dparams = norm.backward(of_norm, pattern(y))
+    assert_near(y, y_true)
+    assert_near(layer.reference(params, x), norm.reference(x, *params.values()))
+    assert_near(layer.backward(saved, pattern(y))[:2], (dict(zip(names, dparams, strict=True)), dx))
+
+
+@pytest.mark.parametrize("norm", [jaxprop.batch_norm_eval, jaxprop.relu, jnp.mean])
+def test_a_rule_that_is_no_norm_is_refused(norm: Any) -> None:
+    with pytest.raises(TypeError, match=r"^normalisation: the norm must be a Rule of \(x, gamma\)"):
+        jaxprop.normalisation(norm)
+
+
+def test_a_norm_whose_options_are_not_fixed_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"^normalisation: .*eps.* Fix its options with bind"):
+        jaxprop.normalisation(jaxprop.layer_norm)

@@ -1,4 +1,4 @@
-"""residual, repeat, reversible, checkpointed: against plain JAX, and what each saves."""
+"""residuals, repeat, reversible, checkpointed: against plain JAX, and what each saves."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +26,16 @@ def block(width: int = 4) -> Layer:
 
 def plain_block(p: Any, x: jax.Array) -> jax.Array:
     return jnp.tanh(x @ p["a"]["w"] + p["a"]["b"]) @ p["b"]["w"] + p["b"]["b"]
+
+
+def norm_layer() -> Layer:
+    return jaxprop.normalisation(jaxprop.layer_norm.bind(eps=1e-5))
+
+
+def plain_norm(p: Any, x: jax.Array) -> jax.Array:
+    centred = x - jnp.mean(x, -1, keepdims=True)
+    inv_std = jax.lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + 1e-5)
+    return p["gamma"] * inv_std * centred + p["beta"]
 
 
 def at(params: Any, k: int) -> Any:
@@ -66,6 +76,14 @@ def noise() -> Layer:
 
 NETWORKS: dict[str, tuple[Callable[[], Layer], Callable]] = {
     "residual": (lambda: jaxprop.residual(block()), lambda p, x: x + plain_block(p, x)),
+    "pre_norm": (
+        lambda: jaxprop.pre_norm(block(), norm_layer()),
+        lambda p, x: x + plain_block(p["branch"], plain_norm(p["norm"], x)),
+    ),
+    "post_norm": (
+        lambda: jaxprop.post_norm(block(), norm_layer()),
+        lambda p, x: plain_norm(p["norm"], x + plain_block(p["branch"], x)),
+    ),
     "repeat": (lambda: jaxprop.repeat(jaxprop.residual(block()), DEPTH), plain_stack),
     "reversible": (lambda: jaxprop.reversible(block(2), block(2), DEPTH), plain_reversible),
     "checkpointed": (lambda: jaxprop.checkpointed(block()), plain_block),
@@ -99,7 +117,7 @@ def by_jax(function: Callable, params: Any, x: jax.Array) -> tuple:
     return y, pullback(pattern(y))
 
 
-SLOW = {"no parameters", "repeat of checkpointed"}
+SLOW = {"no parameters", "repeat of checkpointed", "pre_norm"}
 
 
 @pytest.mark.parametrize(
@@ -308,6 +326,13 @@ def test_an_x_of_odd_width_has_no_halves() -> None:
         "reversible: x must have a last axis of even length, to be split into halves, got (2, 3). "
         "Make the layer before it wider by one."
     )
+
+
+def test_a_normed_residual_names_what_is_no_layer() -> None:
+    with pytest.raises(TypeError, match=r"^pre_norm: the norm must be a Layer or a Rule of one"):
+        jaxprop.pre_norm(block(), 3)
+    with pytest.raises(TypeError, match=r"^post_norm: the branch must be a Layer or a Rule of one"):
+        jaxprop.post_norm(3, norm_layer())
 
 
 @pytest.mark.parametrize("wrap", [jaxprop.residual, jaxprop.checkpointed])
