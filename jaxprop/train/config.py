@@ -15,7 +15,7 @@ DatasetName = Literal["digits", "breast_cancer", "diabetes", "mnist", "fashion_m
 Penalty = Literal["none", "l2", "l1", "elastic_net"]
 ActivityPenalty = Literal["none", "l2", "l1"]
 Reading = Literal["separate", "folded"]
-Family = Literal["gpt2", "llama"]
+Family = Literal["gpt2", "llama", "lstm", "gru"]
 Dtype = Literal["float32", "float64", "bfloat16"]
 
 
@@ -134,19 +134,20 @@ class Language:
     text: str = ""
     """A text file, or a folder of them; the source of Python's standard library where none."""
     family: Family = "gpt2"
-    """The blocks: gpt2 (learned positions, layer norm, GELU), llama (rotary, RMS norm, SwiGLU)."""
+    """The blocks: gpt2 (learned positions, layer norm, GELU), llama (rotary, RMS norm, SwiGLU),
+    or layers of lstm or gru cells."""
     width: int = 128
     """Features of a token."""
     depth: int = 4
     """Blocks."""
     heads: int = 4
-    """Heads of attention; divides --width."""
+    """Heads of attention, in gpt2 and llama; divides --width."""
     key_heads: int = 0
     """Heads of keys and values in llama, a divisor of --heads; 0 for as many."""
     length: int = 128
     """Bytes in a sequence."""
     dropout: float = 0.0
-    """Probability of dropping a feature in training, gpt2 alone; from 0 to below 1."""
+    """Probability of dropping a feature in training, not in llama; from 0 to below 1."""
     save: int = 0
     """What the blocks save for the backward pass: 0 for all that it needs, k for the input of
     every k-th block, from which the rest is computed again."""
@@ -165,8 +166,12 @@ class Language:
             _require(value >= 0, f"{_flag(name)} must be at least 0", value, _flag(name))
         ok = 0 <= self.dropout < 1
         _require(ok, "the dropout rate must lie from 0 to below 1", self.dropout, "--dropout")
-        ok = not self.dropout or self.family == "gpt2"
+        ok = not self.dropout or self.family != "llama"
         _require(ok, "llama has no dropout", self.dropout, "--dropout or --family")
+        ok = not self.key_heads or self.family == "llama"
+        _require(ok, "only llama has key heads", self.key_heads, "--key-heads or --family")
+        ok = self.heads == type(self).heads or self.family in ("gpt2", "llama")
+        _require(ok, f"{self.family} has no heads", self.heads, "--heads or --family")
 
 
 @dataclass(frozen=True)

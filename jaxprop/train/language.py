@@ -15,6 +15,7 @@ from jaxprop.models.gpt2 import Gpt2Config, gpt2
 from jaxprop.models.inputs import Inputs
 from jaxprop.models.language import LanguageModel, matrices
 from jaxprop.models.llama import LlamaConfig, llama
+from jaxprop.models.recurrent import RecurrentConfig, recurrent
 from jaxprop.precision import at_least_float32
 from jaxprop.train.config import Language, LanguageConfig
 from jaxprop.train.corpus import Corpus
@@ -147,10 +148,12 @@ def make_model(language: Language, dtype: str) -> LanguageModel:
         "vocabulary": VOCABULARY,
         "width": language.width,
         "depth": language.depth,
-        "heads": language.heads,
         "save": language.save or None,
         "dtype": dtype,
     }
+    if language.family == "lstm" or language.family == "gru":
+        return recurrent(RecurrentConfig(**shape, cell=language.family))
+    shape["heads"] = language.heads
     if language.family == "gpt2":
         return gpt2(Gpt2Config(**shape, context=language.length))
     # As much as GPT-2's four widths in two matrices: SwiGLU has three.

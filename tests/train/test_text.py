@@ -16,7 +16,7 @@ from jaxprop.train.errors import TrainingError
 from jaxprop.train.language import LanguageExperiment, prepare_language
 from jaxprop.train.sampling import main as sample
 
-SMALL = ("--width", "8", "--depth", "1", "--heads", "2", "--length", "12", "--steps", "4")
+SMALL = ("--width", "8", "--depth", "1", "--length", "12", "--steps", "4")
 QUICK = (*SMALL, "--epochs", "2", "--batch-size", "4", "--sample", "5")
 
 
@@ -121,7 +121,7 @@ def test_weight_decay_is_on_matrices_alone() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "lstm", "gru"])
 def test_a_run_learns_saves_samples_and_checks_its_gradient(
     tmp_path: Path, text: Path, family: str, capsys: pytest.CaptureFixture
 ) -> None:
@@ -143,12 +143,14 @@ def test_a_run_learns_saves_samples_and_checks_its_gradient(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("family", ["gpt2", "lstm", "gru"])
 def test_automatic_differentiation_trains_to_the_same_losses(
-    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path, text: Path, family: str, capsys: pytest.CaptureFixture
 ) -> None:
     losses = []
     for name, flags in (("hand", ()), ("automatic", ("--automatic",))):
-        code, _, _ = run(capsys, "--text", text, "--run", tmp_path / name, *QUICK, *flags)
+        arguments = ("--text", text, "--run", tmp_path / name, "--family", family, *QUICK, *flags)
+        code, _, _ = run(capsys, *arguments)
         assert code == 0
         lines = (tmp_path / name / "metrics.jsonl").read_text().split("\n")[:-1]
         losses.append([json.loads(line)["held_out_loss"] for line in lines])
@@ -172,10 +174,11 @@ def test_a_run_that_is_resumed_ends_as_one_that_was_not(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("family", ["gpt2", "lstm"])
 def test_a_run_writes_text_from_a_prompt(
-    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path, text: Path, family: str, capsys: pytest.CaptureFixture
 ) -> None:
-    run(capsys, "--text", text, "--run", tmp_path / "run", *QUICK)
+    run(capsys, "--text", text, "--run", tmp_path / "run", "--family", family, *QUICK)
     said = []
     for _ in range(2):
         arguments = ["--run", str(tmp_path / "run"), "--prompt", "to b", "--count", "6"]
@@ -193,6 +196,8 @@ def test_a_run_writes_text_from_a_prompt(
         (("--width", "9"), "heads must divide width, got 4 and 9"),
         (("--dropout", "1"), "the dropout rate must lie from 0 to below 1, got 1.0"),
         (("--family", "llama", "--dropout", "0.1"), "llama has no dropout, got 0.1"),
+        (("--family", "lstm", "--heads", "2"), "lstm has no heads, got 2. Change --heads or"),
+        (("--family", "gru", "--key-heads", "2"), "only llama has key heads, got 2."),
         (("--steps", "0"), "--steps must be at least 1, got 0"),
         (("--plant", "E1"), "--plant is for the dense network of the notes, got E1"),
         (("--length", "100000000"), "must be longer than a sequence"),
