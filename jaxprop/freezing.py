@@ -2,7 +2,7 @@
 
 import inspect
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 from jax import lax
@@ -65,7 +65,9 @@ def freeze(rule: R, patterns: Filter) -> R:
     reference.__name__ = rule.name
     reference.__doc__ = rule.reference.__doc__
     vars(reference)["__signature__"] = inspect.signature(rule)
-    parts = {"layers": {}, "sequential": False} if isinstance(rule, Layer) else {}
+    parts: dict[str, Any] = {}
+    if isinstance(rule, Layer):
+        parts = {"layers": {}, "sequential": False}
     return replace(rule, reference=reference, forward=forward, backward=backward, **parts)
 
 

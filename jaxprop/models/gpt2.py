@@ -21,14 +21,14 @@ from jaxprop.models.language import (
     normal_weights,
     two_keys,
 )
+from jaxprop.models.projections import affine, affine_reference, pull
 from jaxprop.models.sizes import check_sizes
-from jaxprop.models.transformer import Attend, merge_heads, pull, split_heads, transformer
+from jaxprop.models.transformer import Attend, merge_heads, split_heads, transformer
 from jaxprop.repetition import repeat
 from jaxprop.rule import Rule
 from jaxprop.rules.attention import attention
 from jaxprop.rules.dropout import dropout
 from jaxprop.rules.layer_norm import layer_norm
-from jaxprop.rules.linear import linear
 from jaxprop.rules.self_gated import gelu
 
 
@@ -142,13 +142,13 @@ def block_reference(
     p, f = params["attention"], params["feed_forward"]
     norm, bend = _bound(config)
     n = norm.reference(h, p["norm"]["gamma"], p["norm"]["beta"])  # F1
-    q, k, v = _three(linear.reference(n, p["w_qkv"], p["b_qkv"]), config.heads)  # F2
+    q, k, v = _three(affine_reference(n, p["w_qkv"], p["b_qkv"]), config.heads)  # F2
     a = attend(q, k, v)  # F3
-    u = h + dropped(linear.reference(merge_heads(a), p["w_o"], p["b_o"]))  # F4
+    u = h + dropped(affine_reference(merge_heads(a), p["w_o"], p["b_o"]))  # F4
     m = norm.reference(u, f["norm"]["gamma"], f["norm"]["beta"])  # F5
-    z = linear.reference(m, f["w_in"], f["b_in"])  # F6
+    z = affine_reference(m, f["w_in"], f["b_in"])  # F6
     s = bend.reference(z)  # F7
-    return u + dropped(linear.reference(s, f["w_out"], f["b_out"]))  # F8
+    return u + dropped(affine_reference(s, f["w_out"], f["b_out"]))  # F8
 
 
 def _bound(config: Gpt2Config) -> tuple[Rule, Rule]:
@@ -223,15 +223,15 @@ def block(config: Gpt2Config) -> Layer:
         (h, context), p, f = x, params["attention"], params["feed_forward"]
         key_1, key_2 = two_keys(key)
         n, _ = norm.forward(h, p["norm"]["gamma"], p["norm"]["beta"])  # F1
-        q, k, v = _three(linear.forward(n, p["w_qkv"], p["b_qkv"])[0], heads)  # F2
+        q, k, v = _three(affine(n, p["w_qkv"], p["b_qkv"]), heads)  # F2
         a, of_a = attend.forward(q, k, v, **segments_of(context))  # F3
-        branch, _ = linear.forward(merge_heads(a), p["w_o"], p["b_o"])
+        branch = affine(merge_heads(a), p["w_o"], p["b_o"])
         branch, dropout_1 = drop_forward(branch, context, key_1)
         u = h + branch  # F4
         m, _ = norm.forward(u, f["norm"]["gamma"], f["norm"]["beta"])  # F5
-        z, _ = linear.forward(m, f["w_in"], f["b_in"])  # F6
+        z = affine(m, f["w_in"], f["b_in"])  # F6
         s, _ = bend.forward(z)  # F7
-        branch, _ = linear.forward(s, f["w_out"], f["b_out"])
+        branch = affine(s, f["w_out"], f["b_out"])
         branch, dropout_2 = drop_forward(branch, context, key_2)
         y = u + branch  # F8
         return y, BlockResiduals(params, h, of_a, a, dropout_1, u, z, dropout_2)

@@ -22,6 +22,7 @@ from jaxprop.rules.dropout import dropout
 from jaxprop.rules.embedding import embedding
 from jaxprop.rules.linear import linear, tied_unembedding
 from jaxprop.rules.linear_cross_entropy import linear_cross_entropy
+from jaxprop.rules.penalties import path_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,10 +300,13 @@ def normal_weights(key: jax.Array, shape: Shape, dtype: Any, scale: float = 1.0)
 def matrices(params: PyTree) -> PyTree:
     """Which leaves are matrices, as booleans: those with weight decay, as it is usual.
 
-    By name: a block's biases and gammas are stacked, and have two axes as well.
+    By name: a block's biases and gammas are stacked, and have two axes as well. A matrix with an
+    adapter has its parts below its name.
     """
 
     def is_matrix(path: tuple, leaf: jax.Array) -> bool:
-        return path[-1].key.startswith("w_") or path[-1].key in ("embedding", "positions", "head")
+        names = path_name(path).split("/")
+        tables = ("embedding", "positions", "head")
+        return names[-1] in tables or any(name.startswith("w_") for name in names)
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)

@@ -15,14 +15,14 @@ from jaxprop.installing import PyTree, Saved
 from jaxprop.layers import Layer, Shape
 from jaxprop.models.inputs import Context, segments_of
 from jaxprop.models.language import LanguageModel, normal_weights
+from jaxprop.models.projections import affine, affine_reference, pull
 from jaxprop.models.sizes import check_sizes
-from jaxprop.models.transformer import Attend, merge_heads, pull, split_heads, transformer
+from jaxprop.models.transformer import Attend, merge_heads, split_heads, transformer
 from jaxprop.repetition import repeat
 from jaxprop.rule import Rule
 from jaxprop.rules.attention import attention
 from jaxprop.rules.gated import swiglu
 from jaxprop.rules.layer_norm import rms_norm
-from jaxprop.rules.linear import linear
 from jaxprop.rules.rotary import rotary
 from jaxprop.rules.rotary_scaling import Scaling
 
@@ -146,16 +146,16 @@ def block_reference(
     heads, key_heads = config.heads, config.key_heads_or_heads
     norm, turned = _bound(config)
     n = norm.reference(h, p["norm"])  # F1
-    q = split_heads(linear.reference(n, p["w_q"], p.get("b_q")), heads)  # F2
-    k = split_heads(linear.reference(n, p["w_k"], p.get("b_k")), key_heads)
-    v = split_heads(linear.reference(n, p["w_v"], p.get("b_v")), key_heads)
+    q = split_heads(affine_reference(n, p["w_q"], p.get("b_q")), heads)  # F2
+    k = split_heads(affine_reference(n, p["w_k"], p.get("b_k")), key_heads)
+    v = split_heads(affine_reference(n, p["w_v"], p.get("b_v")), key_heads)
     q, k = (turned.reference(x, positions) for x in (q, k))  # F3
     a = attend(q, k, v)  # F4
-    u = h + linear.reference(merge_heads(a), p["w_o"])  # F5
+    u = h + affine_reference(merge_heads(a), p["w_o"])  # F5
     m = norm.reference(u, f["norm"])  # F6
-    value, gate = linear.reference(m, f["w_up"]), linear.reference(m, f["w_gate"])  # F7
+    value, gate = affine_reference(m, f["w_up"]), affine_reference(m, f["w_gate"])  # F7
     s = swiglu.reference(value, gate)  # F8
-    return u + linear.reference(s, f["w_down"])  # F9
+    return u + affine_reference(s, f["w_down"])  # F9
 
 
 def _bound(config: LlamaConfig) -> tuple[Rule, Rule]:
@@ -229,18 +229,18 @@ def block(config: LlamaConfig) -> Layer:
         _check_dropout(x[1])
         (h, context), p, f = x, params["attention"], params["feed_forward"]
         n, _ = norm.forward(h, p["norm"])  # F1
-        q = split_heads(linear.forward(n, p["w_q"], p.get("b_q"))[0], heads)  # F2
-        k = split_heads(linear.forward(n, p["w_k"], p.get("b_k"))[0], key_heads)
-        v = split_heads(linear.forward(n, p["w_v"], p.get("b_v"))[0], key_heads)
+        q = split_heads(affine(n, p["w_q"], p.get("b_q")), heads)  # F2
+        k = split_heads(affine(n, p["w_k"], p.get("b_k")), key_heads)
+        v = split_heads(affine(n, p["w_v"], p.get("b_v")), key_heads)
         q, of_q = turned.forward(q, context.positions)  # F3
         k, of_k = turned.forward(k, context.positions)
         a, of_a = attend.forward(q, k, v, **segments_of(context))  # F4
-        u = h + linear.forward(merge_heads(a), p["w_o"])[0]  # F5
+        u = h + affine(merge_heads(a), p["w_o"])  # F5
         m, _ = norm.forward(u, f["norm"])  # F6
-        value, _ = linear.forward(m, f["w_up"])  # F7
-        gate, _ = linear.forward(m, f["w_gate"])
+        value = affine(m, f["w_up"])  # F7
+        gate = affine(m, f["w_gate"])
         s, _ = swiglu.forward(value, gate)  # F8
-        y = u + linear.forward(s, f["w_down"])[0]  # F9
+        y = u + affine(s, f["w_down"])  # F9
         return y, BlockResiduals(params, h, of_q, of_k, of_a, a, u, value, gate)
 
     def backward(res: BlockResiduals, g: jax.Array) -> tuple[PyTree, tuple, None]:

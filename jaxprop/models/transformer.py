@@ -1,4 +1,4 @@
-"""What transformers share: heads, the gradient of a product, and decoding from a cache.
+"""What transformers share: heads, and decoding from a cache.
 
 The blocks are in `gpt2` and `llama`: there is the text on how backpropagation goes through a
 transformer. B batch, T time, C width, H heads, K key heads, D head size.
@@ -21,7 +21,6 @@ from jaxprop.models.language import (
     logits_of,
 )
 from jaxprop.rules.attention import attention
-from jaxprop.rules.linear import linear
 
 # attention(q, k, v) -> a, as a block of plain JAX calls it.
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -59,14 +58,6 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
 def merge_heads(x: jax.Array) -> jax.Array:
     """(B, T, H, D) as (B, T, H * D)."""
     return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
-
-
-def pull(
-    x: jax.Array, w: jax.Array, b: jax.Array | None, g: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """(dx, dw, db) of linear at an x that was not saved; its product is not used: jit drops it."""
-    _, saved = linear.forward(x, w, b)
-    return linear.backward(saved, g)
 
 
 class Cache(NamedTuple):
