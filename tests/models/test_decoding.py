@@ -1,4 +1,4 @@
-"""Decoding with kept keys and values: the same logits; what may be drawn; errors."""
+"""Decoding with kept keys and values, or states: the same logits; what may be drawn; errors."""
 
 from collections.abc import Callable
 
@@ -10,10 +10,11 @@ import pytest
 from jaxprop.checking.compiling import quickly
 from jaxprop.models.decoding import Choice, choose, generate
 from jaxprop.models.inputs import Inputs
+from tests.models.test_recurrent import RECURRENT, tiny_gru, tiny_lstm
 from tests.models.test_transformer import (
+    MODELS,
     REDUCED,
     TOKENS,
-    each_model,
     parameters,
     slow,
     tiny_gpt2,
@@ -41,10 +42,16 @@ def drawn(choice: Choice) -> list[set[int]]:
 
 
 @pytest.mark.parametrize(
-    ("make", "options"), [(tiny_llama, {"window": 3}), slow(tiny_gpt2, {"tied": False})]
+    ("make", "options"),
+    [
+        (tiny_llama, {"window": 3}),
+        slow(tiny_gpt2, {"tied": False}),
+        (tiny_lstm, {"tied": True}),
+        slow(tiny_gru, {}),
+    ],
 )
 def test_logits_read_in_pieces_are_those_of_the_whole(make: Callable, options: dict) -> None:
-    """Four tokens, then one at a time, in a cache with room to spare."""
+    """Four tokens, then one at a time, in a cache with room to spare where there is one."""
     model = make(**options)
     params, tokens = parameters(model), jnp.asarray(TOKENS)
 
@@ -82,7 +89,7 @@ def test_tokens_come_as_often_as_their_probability() -> None:
 
 
 @pytest.mark.slow
-@each_model
+@pytest.mark.parametrize("make", (MODELS | RECURRENT).values(), ids=MODELS | RECURRENT)
 def test_what_is_generated_is_what_the_whole_network_would_choose(make: Callable) -> None:
     model = make()
     params, prompt = parameters(model), jnp.asarray(TOKENS[:, :3])

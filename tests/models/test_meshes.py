@@ -12,11 +12,13 @@ from jax.sharding import PartitionSpec as P
 import jaxprop
 from jaxprop.checking.compiling import quickly
 from jaxprop.models.inputs import Inputs
-from tests.models.test_transformer import REDUCED, TOKENS, each_model, parameters
+from tests.models.test_recurrent import RECURRENT
+from tests.models.test_transformer import MODELS, REDUCED, TOKENS, parameters
 from tests.tolerances import assert_near
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("x64")]
 
+each_model = pytest.mark.parametrize("make", (MODELS | RECURRENT).values(), ids=MODELS | RECURRENT)
 LABELS = jnp.roll(jnp.asarray(TOKENS), -1, axis=1)
 
 
