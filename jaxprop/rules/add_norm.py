@@ -17,8 +17,7 @@ from jaxprop.rules.standardised import (
     scaled,
     shifted,
     standardised,
-    sum_rows,
-    unstandardised,
+    sum_held_rows,
 )
 from jaxprop.samples import normal
 
@@ -114,7 +113,7 @@ def add_rms_norm_backward(
     h_hat = inv_rms * up(stream)  # F3, recomputed
     g_y, g_stream = (cotangent.astype(h_hat.dtype) for cotangent in g)
     g_h_hat = g_y * h_hat
-    dgamma = sum_rows(g_h_hat)  # B1
+    dgamma = sum_held_rows(g_h_hat)  # B1
     dh_hat = scaled(g_y, gamma)  # B2
     dh = g_stream + inv_rms * (dh_hat - h_hat * mean_scaled(g_h_hat, gamma))  # B3
     return dh, dh, dgamma  # B4, B5
@@ -209,13 +208,16 @@ def add_layer_norm_forward(
 def add_layer_norm_backward(
     res: AddLayerNormResiduals, g: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    stream, gamma, found = res
+    # Behind the barrier XLA cannot keep h_hat, in float32, from forward to backward.
+    stream, gamma, found = lax.optimization_barrier(res)
     h_hat = standardised(up(stream), found)  # F2, F4, recomputed
     g_y, g_stream = (cotangent.astype(h_hat.dtype) for cotangent in g)
-    dgamma = sum_rows(g_y * h_hat)  # B1
-    dbeta = sum_rows(g_y)  # B2
+    g_h_hat = g_y * h_hat
+    dgamma = sum_held_rows(g_h_hat)  # B1
+    dbeta = sum_held_rows(g_y)  # B2
     dh_hat = scaled(g_y, gamma)  # B3
-    dh = g_stream + unstandardised(dh_hat, h_hat, found.inv_std, ROW)  # B4
+    means = mean_scaled(g_y, gamma), mean_scaled(g_h_hat, gamma)
+    dh = g_stream + found.inv_std * (dh_hat - means[0] - h_hat * means[1])  # B4
     return dh, dh, dgamma, dbeta  # B5, B6
 
 

@@ -17,8 +17,7 @@ from jaxprop.rules.standardised import (
     scaled,
     shifted,
     standardised,
-    sum_rows,
-    unstandardised,
+    sum_held_rows,
 )
 from jaxprop.samples import normal
 
@@ -89,7 +88,7 @@ def rms_norm_backward(res: RmsNormResiduals, g: jax.Array) -> tuple[jax.Array, j
     x, gamma, inv_rms = lax.optimization_barrier(res)
     x_hat, g = inv_rms * up(x), up(g)  # F2, recomputed
     g_x_hat = g * x_hat
-    dgamma = sum_rows(g_x_hat)  # B1
+    dgamma = sum_held_rows(g_x_hat)  # B1
     dx_hat = scaled(g, gamma)  # B2
     dx = inv_rms * (dx_hat - x_hat * mean_scaled(g_x_hat, gamma))  # B3
     return dx, dgamma
@@ -128,8 +127,7 @@ def layer_norm_reference(
     Numerics: computed in float32 at least, rounded once; dgamma and dbeta are summed there too.
         The variance is biased, the mean of squares of what is centred already; the mean is kept
         as two numbers, so that rows far from 0 keep their digits. A constant row gives beta, and
-        so does one whose squares overflow (1e19 in float32). On a CPU that takes 1.08 of the time
-        of automatic in float32, for 0.75 of its temporaries (docs/performance.md).
+        so does one whose squares overflow (1e19 in float32).
 
     Raises:
         TypeError: where x, gamma or beta is not floating.
@@ -162,12 +160,16 @@ def layer_norm_forward(
 def layer_norm_backward(
     res: LayerNormResiduals, g: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x, gamma, found = res
+    # Behind the barrier XLA cannot keep x_hat, in float32, from forward to backward.
+    x, gamma, found = lax.optimization_barrier(res)
     x_hat, g = standardised(up(x), found), up(g)  # F1, F3, recomputed
-    dgamma = sum_rows(g * x_hat)  # B1
-    dbeta = sum_rows(g)  # B2
+    g_x_hat = g * x_hat
+    dgamma = sum_held_rows(g_x_hat)  # B1
+    dbeta = sum_held_rows(g)  # B2
     dx_hat = scaled(g, gamma)  # B3
-    return unstandardised(dx_hat, x_hat, found.inv_std, ROW), dgamma, dbeta  # B4
+    means = mean_scaled(g, gamma), mean_scaled(g_x_hat, gamma)
+    dx = found.inv_std * (dx_hat - means[0] - x_hat * means[1])  # B4
+    return dx, dgamma, dbeta
 
 
 def row_cases(parameters: int) -> list[Case]:
