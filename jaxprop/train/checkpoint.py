@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from jaxprop.installing import PyTree
 from jaxprop.train.errors import TrainingError
 from jaxprop.train.step import State
 
@@ -45,21 +46,43 @@ class Checkpoints:
     def save(self, steps: int, state: State) -> None:
         """Save the state after that many steps; nothing to do where that is saved already."""
         if self.newest != steps:
-            self._manager.save(steps, args=ocp.args.StandardSave(state))
+            self._manager.save(steps, args=ocp.args.StandardSave(_stored(state)))
 
     def restore(self, like: State) -> State:
         """The newest state, with the structure, shapes and dtypes of `like`.
 
         Raises TrainingError where it has others, or cannot be read.
         """
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _stored(like))
+        with self._readable():
+            saved = _shapes(self._manager.item_metadata(self.newest).tree)
+            if changed := _shapes(abstract).items() - saved.items():
+                name, shape = min(changed)
+                raise ValueError(f"{name} of shape {saved.get(name)} in place of {shape}")
+            found = self._manager.restore(self.newest, args=ocp.args.StandardRestore(abstract))
+            return like._replace(**found)
+
+    def params(self, like: PyTree) -> PyTree:
+        """The parameters of the newest state alone, with the structure and dtypes of `like`.
+
+        Raises TrainingError where they have other paths or shapes, or cannot be read.
+        """
+        with self._readable():
+            found = self._manager.restore(self.newest, args=ocp.args.StandardRestore())["params"]
+            if changed := _shapes(like).items() ^ _shapes(found).items():
+                raise ValueError("{} of shape {}, on one side alone".format(*min(changed)))
+            by_path = _by_path(found)
+            return jax.tree_util.tree_map_with_path(
+                lambda path, leaf: by_path[_name(path)].astype(leaf.dtype), like
+            )
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """What goes wrong while reading the newest checkpoint becomes a TrainingError."""
         with _abandoned_reads_unreported():
             try:
-                saved = _shapes(self._manager.item_metadata(self.newest).tree)
-                if changed := _shapes(abstract).items() - saved.items():
-                    name, shape = min(changed)
-                    raise ValueError(f"{name} of shape {saved.get(name)} in place of {shape}")
-                return self._manager.restore(self.newest, args=ocp.args.StandardRestore(abstract))
+                yield
+                return
             except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
                 reason = str(error).split("\n")[0][:200]
                 time.sleep(0.2)  # until the other reads have ended
@@ -70,12 +93,22 @@ class Checkpoints:
         )
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def _stored(state: State) -> dict[str, Any]:
+    """The parts of the state by name, those that hold something."""
+    return {name: part for name, part in state._asdict().items() if jax.tree.leaves(part)}
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
     """The shapes of the leaves by path."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    return {name: tuple(leaf.shape) for name, leaf in _by_path(tree).items()}
+
+
+def _by_path(tree: PyTree) -> dict[str, Any]:
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 @contextmanager

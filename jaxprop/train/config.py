@@ -15,6 +15,7 @@ DatasetName = Literal["digits", "breast_cancer", "diabetes", "mnist", "fashion_m
 Penalty = Literal["none", "l2", "l1", "elastic_net"]
 ActivityPenalty = Literal["none", "l2", "l1"]
 Reading = Literal["separate", "folded"]
+NetworkFamily = Literal["dense", "lenet", "resnet18"]
 Family = Literal["gpt2", "llama", "lstm", "gru"]
 Dtype = Literal["float32", "float64", "bfloat16"]
 
@@ -24,22 +25,47 @@ C = TypeVar("C", bound="Config | LanguageConfig")
 
 @dataclass(frozen=True)
 class Network:
-    """The data and the dense network that is trained on it."""
+    """The data and the network that is trained on it."""
 
     dataset: DatasetName = "digits"
     """Data to train on.
     The first three come with scikit-learn; the others are read from --data-dir."""
     layers: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers, in units, from the input on; none for a linear model.
-    The width of the output layer follows from the data."""
+    """Widths of the hidden dense layers, in units, from the input on; none for a linear model.
+    The width of the output layer follows from the data. Not for resnet18."""
     activations: tuple[str, ...] = ("relu",)
-    """Activation of every hidden layer, or one for each.
+    """Activation of every hidden layer, or one for each. One for lenet, relu in resnet18.
     relu, elu, tanh, silu, gelu_erf, gelu_tanh or another rule of one array."""
+    family: NetworkFamily = "dense"
+    """dense: dense layers alone. For images, lenet: convolutions with poolings, then dense layers;
+    resnet18: residual blocks of convolutions with batch norms."""
+    channels: tuple[int, ...] = ()
+    """Channels of the convolutions: of lenet one number for each, of resnet18 for each of 4 stages.
+    None for the usual ones: 6 16, and 64 128 256 512."""
 
     def __post_init__(self) -> None:
         _check_choices(self)
         for width in self.layers:
             _require(width >= 1, "every hidden layer needs at least 1 unit", width, "--layers")
+        for width in self.channels:
+            _require(width >= 1, "every convolution needs at least 1 channel", width, "--channels")
+        if self.family == "dense":
+            self._require_that(not self.channels, "a dense network has no channels", "channels")
+            self._check_activations()
+        elif self.family == "lenet":
+            one = len(self.activations) == 1
+            self._require_that(one, "lenet takes 1 activation", "activations")
+        else:
+            ok = len(self.channels) in (0, 4)
+            self._require_that(ok, "resnet18 has 4 stages", "channels")
+            for name in ("layers", "activations"):
+                usual = getattr(self, name) == getattr(Network, name)
+                self._require_that(usual, f"resnet18 has no {name} to choose", name)
+
+    def _require_that(self, holds: bool, invariant: str, name: str) -> None:
+        _require(holds, invariant, _shown(getattr(self, name)) or "none", _flag(name))
+
+    def _check_activations(self) -> None:
         if len(self.activations) not in (1, len(self.layers)):
             raise TrainingError(
                 f"--activations must be 1 name or 1 for each of the {len(self.layers)} hidden "

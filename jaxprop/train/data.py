@@ -18,7 +18,7 @@ HELD_OUT = 0.2
 
 @dataclass(frozen=True)
 class Split:
-    """A training part and a held-out part, ready for a dense network.
+    """A training part and a held-out part, ready for a network.
 
     dataset:            what was loaded.
     train, held_out:    which of its examples are in each part.
@@ -36,10 +36,14 @@ class Split:
     y_scale: float
 
     def x(self, rows: np.ndarray, dtype: np.typing.DTypeLike) -> np.ndarray:
-        """Those examples' inputs, standardised, (N, features)."""
-        x = self.dataset.x[rows].astype(dtype)
-        x = (x - self.x_mean.astype(dtype)) / self.x_scale.astype(dtype)
+        """Those examples' inputs, standardised, a row for each: (N, features)."""
+        x = self.standardised(rows, dtype)
         return x.reshape(len(x), -1)
+
+    def standardised(self, rows: np.ndarray, dtype: np.typing.DTypeLike) -> np.ndarray:
+        """Those examples' inputs, standardised, in their own shape."""
+        x = self.dataset.x[rows].astype(dtype)
+        return (x - self.x_mean.astype(dtype)) / self.x_scale.astype(dtype)
 
     def y(self, rows: np.ndarray, dtype: np.typing.DTypeLike) -> np.ndarray:
         """Those examples' labels (N,) int32; for one output unit (N, 1), targets standardised."""

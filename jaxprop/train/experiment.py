@@ -3,43 +3,40 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import jaxprop
-from jaxprop.costs import Cost
 from jaxprop.installing import PyTree
-from jaxprop.layers import Layer
 from jaxprop.precision import at_least_float32
 from jaxprop.rule import Rule
 from jaxprop.train.config import Config
 from jaxprop.train.data import Split
-from jaxprop.train.dataset import Dataset
 from jaxprop.train.errors import TrainingError
+from jaxprop.train.networks import Model, make_model, make_strength, output_units
 from jaxprop.train.optimisers import make_optimiser, make_schedule
 
-ValueAndGrad = Callable[..., tuple[jax.Array, PyTree]]
+ValueAndGrad = Callable[..., tuple[PyTree, PyTree]]
 
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
     """Everything a training run needs, made of a Config and a Split.
 
-    J:              the cost, and in it the network and the loss.
+    model:          the cost J, and the network and the loss in it.
     strength:       J's strength.
-    by_hand:        (params, x, y, strength) -> (J, dparams), without automatic differentiation.
+    by_hand:        (params, x, y, strength) -> (J, dparams), without automatic differentiation;
+                    ((J, statistics), dparams) where the model is measured.
     by_jax:         the same by jax.grad of the references.
-    x, y:           the training part, on the device.
+    x, y:           the training part, on the device; x are rows for a dense network, else images.
     x_held, y_held: the held-out part, on the device.
     """
 
     config: Config
     split: Split
-    J: Cost
+    model: Model
     strength: PyTree
     by_hand: ValueAndGrad
     by_jax: ValueAndGrad
@@ -49,6 +46,11 @@ class Experiment:
     y: jax.Array
     x_held: jax.Array
     y_held: jax.Array
+
+    @property
+    def J(self) -> Rule:
+        """The cost."""
+        return self.model.J
 
     @property
     def step_gradient(self) -> ValueAndGrad:
@@ -91,13 +93,17 @@ class Experiment:
         """The parameters that the seed gives."""
         key = jax.random.fold_in(jax.random.key(self.config.optimisation.seed), 0)
         dtype = at_least_float32(self.x.dtype)
-        return self.J.network.init(key, (1, self.x.shape[1]), dtype)
+        return self.model.network.init(key, (1, *self.x.shape[1:]), dtype)
+
+    def running(self, params: PyTree) -> PyTree:
+        """The averages of batch statistics before the first step; none where there are none."""
+        return self.model.running(params)
 
 
 def prepare(
     config: Config,
     split: Split,
-    by_hand: Callable[[Cost], ValueAndGrad] = jaxprop.value_and_grad,
+    by_hand: Callable[..., ValueAndGrad] = jaxprop.value_and_grad,
 ) -> Experiment:
     """Make an experiment.
 
@@ -107,88 +113,39 @@ def prepare(
         config: the settings.
         split: the data of `config.network.dataset`.
         by_hand: makes of J the function (params, x, y, strength) -> (J, dparams); another
-            than jaxprop's own for a gradient with a slip in it, say.
+            than jaxprop's own for a gradient with a slip in it, say. Where J returns statistics
+            too it is called with has_aux=True.
 
     Raises:
-        TrainingError: where a name in the settings is unknown, or float64 is not enabled.
+        TrainingError: where a name in the settings is unknown, the network does not fit the data,
+            or float64 is not enabled.
     """
     dtype = jnp.dtype(config.optimisation.dtype)
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise TrainingError("float64 must be enabled, got 32 bits. Use jax.enable_x64(True).")
     compute = at_least_float32(dtype)
-    J = make_cost(config, make_network(config, split.dataset), split.dataset)
+    model = make_model(config, split.dataset)
+    x = split.x if config.network.family == "dense" else split.standardised
     steps = steps_per_epoch(config, len(split.train)) * config.optimisation.epochs
     schedule = make_schedule(config.optimisation, steps)
     arrays = {
         f"{name}{part}": jnp.asarray(make(rows, compute))
         for part, rows in (("", split.train), ("_held", split.held_out))
-        for name, make in (("x", split.x), ("y", split.y))
+        for name, make in (("x", x), ("y", split.y))
     }
     for name in ("x", "x_held"):
         arrays[name] = arrays[name].astype(dtype)
     return Experiment(
         config=config,
         split=split,
-        J=J,
+        model=model,
         strength=make_strength(config, compute),
-        by_hand=_made(by_hand, J),
-        by_jax=_by_jax(J),
+        by_hand=_made(by_hand, model),
+        by_jax=_by_jax(model),
         schedule=schedule,
         optimiser=make_optimiser(config.optimisation, schedule),
         **arrays,
     )
-
-
-def make_network(config: Config, dataset: Dataset) -> Layer:
-    """The notes' network: hidden_1, hidden_2, .. and output, all dense.
-
-    The output layer has the identity as its activation, since the losses of
-    classification take logits.
-    """
-    widths, names = config.network.layers, config.network.activations
-    activations = [_activation(name) for name in names]
-    if len(activations) == 1:
-        activations *= len(widths)
-    layers = {
-        f"hidden_{k}": jaxprop.dense(width, activation)
-        for k, (width, activation) in enumerate(zip(widths, activations, strict=True), start=1)
-    }
-    return jaxprop.chain(**layers, output=jaxprop.dense(output_units(dataset)))
-
-
-def output_units(dataset: Dataset) -> int:
-    """The width of the output layer."""
-    return len(dataset.classes) if dataset.kind == "classes" else 1
-
-
-def make_cost(config: Config, network: Layer, dataset: Dataset) -> Cost:
-    """J of the network: the loss that the data asks for, and the settings' penalties."""
-    loss = {
-        "classes": jaxprop.softmax_cross_entropy,
-        "binary": jaxprop.sigmoid_binary_cross_entropy,
-        "regression": jaxprop.mean_squared_error,
-    }[dataset.kind]
-    settings = config.cost
-    penalty = activity = None
-    if settings.penalty != "none":
-        leaves = None if settings.penalise_biases else "*/w"
-        penalty = getattr(jaxprop, settings.penalty).bind(leaves=leaves)
-    if settings.activity_penalty != "none":
-        activity = getattr(jaxprop, f"activity_{settings.activity_penalty}")
-    return jaxprop.cost(network, loss, penalty, activity, settings.reading)
-
-
-def make_strength(config: Config, dtype: Any) -> PyTree:
-    """The strength of J, arrays: changing one compiles nothing."""
-    settings = config.cost
-    strength = {}
-    if settings.penalty != "none":
-        strength["penalty"] = settings.strength
-    if settings.penalty == "elastic_net":
-        strength["l1_ratio"] = settings.l1_ratio
-    if settings.activity_penalty != "none":
-        strength["activity"] = settings.activity_strength
-    return {name: jnp.asarray(value, dtype) for name, value in strength.items()} or None
 
 
 def steps_per_epoch(config: Config, examples: int) -> int:
@@ -201,36 +158,16 @@ def _permutation(seed: int, epoch: int, examples: int) -> jax.Array:
     return jax.random.permutation(jax.random.fold_in(jax.random.key(seed), epoch), examples)
 
 
-def _made(by_hand: Callable[[Cost], ValueAndGrad], J: Cost) -> ValueAndGrad:
+def _made(by_hand: Callable[..., ValueAndGrad], model: Model) -> ValueAndGrad:
     try:
-        return by_hand(J)
+        return by_hand(model.J, has_aux=True) if model.measured else by_hand(model.J)
     except ValueError as error:
         raise TrainingError(str(error)) from None
 
 
-def _by_jax(J: Rule) -> ValueAndGrad:
-    def run(params: PyTree, *args: PyTree) -> tuple[jax.Array, PyTree]:
+def _by_jax(model: Model) -> ValueAndGrad:
+    def run(params: PyTree, *args: PyTree) -> tuple[PyTree, PyTree]:
         with jaxprop.automatic():
-            return jax.value_and_grad(J)(params, *args)
+            return jax.value_and_grad(model.J, has_aux=model.measured)(params, *args)
 
     return run
-
-
-def _activation(name: str) -> Rule:
-    """A rule of one array that keeps its shape, by its public name; of gelu, by its form."""
-    rules = {n: rule for n, rule in vars(jaxprop).items() if isinstance(rule, Rule)}
-    rules["gelu_erf"] = jaxprop.gelu.bind(approximate=False)
-    rules["gelu_tanh"] = jaxprop.gelu.bind(approximate=True)
-    if name in rules and _keeps_shape(rules[name]):
-        return rules[name]
-    names = sorted(n for n, rule in rules.items() if _keeps_shape(rule))
-    raise TrainingError(f"--activations must be among {', '.join(names)}, got {name!r}.")
-
-
-def _keeps_shape(rule: Rule) -> bool:
-    x = jax.ShapeDtypeStruct((2, 3), np.float32)
-    try:
-        y = jax.eval_shape(rule.reference, x)
-    except (TypeError, ValueError, AttributeError):
-        return False
-    return isinstance(y, jax.ShapeDtypeStruct) and (y.shape, y.dtype) == (x.shape, x.dtype)

@@ -98,6 +98,10 @@ class LanguageExperiment:
         key = jax.random.fold_in(jax.random.key(self.config.optimisation.seed), 0)
         return self.model.init(key, at_least_float32(self.config.optimisation.dtype))
 
+    def running(self, params: PyTree) -> PyTree:
+        """The averages of batch statistics: none."""
+        return {}
+
 
 AnyExperiment = Experiment | LanguageExperiment
 

@@ -124,7 +124,7 @@ def fit(
             began = time.perf_counter()
             state, steps = _run_epoch(session, state, steps)
             if steps % per_epoch == 0:
-                record = _record(session, measure(state.params), state, steps)
+                record = _record(session, measure(state.params, state.running), state, steps)
                 seconds = time.perf_counter() - began
                 folder.append(record, seconds)
                 progress.epoch(record, seconds)
@@ -134,7 +134,8 @@ def fit(
                 saved = time.monotonic()
         checkpoints.save(steps, state)
     stopped_by = stop_asked() if steps < total else None
-    return Finished(state.params, measure(state.params).y_hat, steps, stopped_by)
+    y_hat = measure(state.params, state.running).y_hat
+    return Finished(state.params, y_hat, steps, stopped_by)
 
 
 def _start(session: _Session, folder: RunFolder, checkpoints: Checkpoints) -> tuple[State, int]:
@@ -145,7 +146,7 @@ def _start(session: _Session, folder: RunFolder, checkpoints: Checkpoints) -> tu
         return checkpoints.restore(state), steps
     folder.keep_epochs(-1)
     began = time.perf_counter()
-    record = _record(session, session.measure(state.params), state, 0)
+    record = _record(session, session.measure(state.params, state.running), state, 0)
     folder.append(record, time.perf_counter() - began)
     checkpoints.save(0, state)
     return state, 0

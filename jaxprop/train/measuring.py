@@ -30,7 +30,10 @@ class Measured(NamedTuple):
 # So many windows of text, the norms of whose gradient are followed.
 PROBED = 4
 
-Measure = Callable[[PyTree], Measured]
+# (params, the averages of batch statistics where there are such) -> what is measured of them.
+Measure = Callable[..., Measured]
+# Images are evaluated so many at a time: what a convolution computes of them all may be too large.
+IMAGES = 256
 
 
 class CrossCheck(NamedTuple):
@@ -54,30 +57,41 @@ def make_language_measure(experiment: LanguageExperiment) -> Measure:
         _, dparams = experiment.step_gradient(params, *batch)
         return Measured(jnp.mean(losses), None, {k: _norm(d) for k, d in dparams.items()})
 
-    return lambda params: measure(params, held, probe)
+    return lambda params, running=None: measure(params, held, probe)
 
 
-def language_scores(measured: Measured) -> dict[str, float]:
+def language_scores(experiment: LanguageExperiment, measured: Measured) -> dict[str, float]:
     """{"held_out_bits_per_byte"}: how many bits a byte of the held-out text costs on average."""
-    return {"held_out_bits_per_byte": float(measured.held_out_loss) / math.log(2)}
+    bits = float(measured.held_out_loss) / math.log(2)
+    return {"held_out_bits_per_byte": bits * experiment.tokens_per_byte}
 
 
 @lru_cache(maxsize=1)  # so an experiment that is fitted again is not compiled again
 def make_measure(experiment: Experiment) -> Measure:
     """Make the jitted function of the parameters that measures them."""
-    J = experiment.J
-    probe = slice(0, experiment.batch_size)
+    model, probe = experiment.model, slice(0, experiment.batch_size)
 
     @jax.jit
-    def measure(params: PyTree, held: PyTree, batch: PyTree) -> Measured:
+    def measure(params: PyTree, running: PyTree, held: PyTree, batch: PyTree) -> Measured:
         x, y = held
-        y_hat = J.network(params, x)
+        y_hat = _by_parts(lambda part: model.evaluate(params, running, part), x)
         _, dparams = experiment.step_gradient(params, *batch)
-        return Measured(J.loss(y_hat, y), up(y_hat), {k: _norm(d) for k, d in dparams.items()})
+        norms = {k: _norm(d) for k, d in dparams.items() if jax.tree.leaves(d)}
+        return Measured(model.loss(y_hat, y), up(y_hat), norms)
 
     held = (experiment.x_held, experiment.y_held)
     batch = (experiment.x[probe], experiment.y[probe], experiment.strength)
-    return lambda params: measure(params, held, batch)
+    return lambda params, running=None: measure(params, running, held, batch)
+
+
+def _by_parts(evaluate: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """evaluate(x); of images, some at a time."""
+    full, rest = divmod(len(x), IMAGES)
+    if x.ndim < 4 or not full:
+        return evaluate(x)
+    whole = x[: full * IMAGES].reshape(full, IMAGES, *x.shape[1:])
+    y = lax.map(evaluate, whole).reshape(full * IMAGES, -1)
+    return jnp.concatenate([y, evaluate(x[full * IMAGES :])]) if rest else y
 
 
 def scores(experiment: Experiment, y_hat: jax.Array) -> dict[str, float]:

@@ -22,8 +22,8 @@ from jaxprop.train.run_folder import saved_config
 
 T = TypeVar("T")
 
-DESCRIPTION = """Train a dense network by backward passes that are written down, and check them
-against automatic differentiation on the way. Without options: the three-layer network of the
+DESCRIPTION = """Train a network by backward passes that are written down, and check them against
+automatic differentiation on the way. Without options: the three-layer network of the
 notes on scikit-learn's digits, in seconds on a laptop. For a language model on text:
 train.py text --help."""
 

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 
 import jaxprop
 from jaxprop.costs import Cost
+from jaxprop.models.lenet import LeNetConfig
+from jaxprop.models.resnet import ResNetConfig
 from jaxprop.train.beside import draw_beside
 from jaxprop.train.config import Config
 from jaxprop.train.data import Split, load, split
@@ -39,6 +41,7 @@ def run(options: Options) -> int:
     Raises TrainingError where it cannot be done.
     """
     config, files = options.config, options.files
+    _check_family(config, files)
     with jax.enable_x64(config.optimisation.dtype == "float64"):
         data = split(load(config.network.dataset, files.data_dir), config.optimisation.seed)
         path = files.run or next_free(RUNS, config.network.dataset)
@@ -49,6 +52,20 @@ def run(options: Options) -> int:
         right = path / RIGHT
         unplanted = replace(config, optimisation=replace(config.optimisation, plant="none"))
         return _train(unplanted, data, files, right, path) or _compare(config, data, path, right)
+
+
+def _check_family(config: Config, files: Files) -> None:
+    """Raise where something is asked for that this family of networks does not have."""
+    family, plant = config.network.family, config.optimisation.plant
+    if plant != "none" and family != "dense":
+        raise TrainingError(
+            f"--plant is for the dense network of the notes, got {plant} with --family {family}. "
+            "Leave it out."
+        )
+    if files.trace and family == "resnet18":
+        raise TrainingError(
+            "--trace is for chains, dense and lenet, got --family resnet18. Leave it out."
+        )
 
 
 def _train(config: Config, data: Split, files: Files, path: Path, resumable: Path) -> int:
@@ -131,15 +148,25 @@ def _summary(experiment: Experiment, folder: RunFolder) -> str:
 
 
 def _shape(experiment: Experiment) -> str:
-    network = experiment.config.network
+    network, inputs = experiment.config.network, experiment.x.shape[1:]
+    first = " x ".join(map(str, inputs))
+    if network.family == "resnet18":
+        widths = network.channels or ResNetConfig.widths
+        stages = [f"2 blocks of {width}" for width in widths]
+        return " -> ".join([first, *stages, f"mean -> {experiment.units}"])
+    convolutions: list[str] = []
+    if network.family == "lenet":
+        channels = network.channels or LeNetConfig.channels
+        name = network.activations[0]
+        convolutions = [f"5 x 5 convolution of {c} {name}, pooled" for c in channels]
     names = network.activations * (1 if len(network.activations) > 1 else len(network.layers))
     hidden = [f"{width} {name}" for width, name in zip(network.layers, names, strict=True)]
-    return " -> ".join([str(experiment.x.shape[1]), *hidden, str(experiment.units)])
+    return " -> ".join([first, *convolutions, *hidden, str(experiment.units)])
 
 
 def _terms(experiment: Experiment) -> str:
     cost = experiment.config.cost
-    terms = [experiment.J.loss.name]
+    terms = [experiment.model.loss.name]
     if cost.penalty != "none":
         terms.append(f"{cost.strength:g} {cost.penalty}")
     if cost.activity_penalty != "none":
@@ -162,6 +189,7 @@ def _gradient(config: Config) -> str:
 
 def _trace(experiment: Experiment, folder: RunFolder) -> None:
     """Print and write the trace of the first batch, before its step."""
+    assert isinstance(experiment.J, Cost)
     rows = experiment.order(1)[: experiment.batch_size]
     trace = jaxprop.trace(
         experiment.J,

@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from jaxprop.installing import PyTree
+from jaxprop.models.batch_statistics import updated
 from jaxprop.train.language import AnyExperiment
 from jaxprop.train.optimisers import update
 
@@ -20,11 +21,13 @@ class State(NamedTuple):
     params:    the network's parameters.
     optimiser: the optimiser's state.
     costs:     J at each step of the current epoch so far, before its update.
+    running:   the averages of batch statistics, which evaluation takes; {} where there are none.
     """
 
     params: PyTree
     optimiser: PyTree
     costs: jax.Array
+    running: PyTree
 
 
 RunSteps = Callable[[State, jax.Array, int, int], State]
@@ -34,7 +37,7 @@ def initial_state(experiment: AnyExperiment) -> State:
     """The state before the first step."""
     params = experiment.init()
     costs = jnp.zeros((experiment.steps_per_epoch,), jax.tree.leaves(params)[0].dtype)
-    return State(params, experiment.optimiser.init(params), costs)
+    return State(params, experiment.optimiser.init(params), costs, experiment.running(params))
 
 
 @lru_cache(maxsize=1)  # so an experiment that is fitted again is not compiled again
@@ -50,9 +53,10 @@ def make_run_steps(experiment: AnyExperiment) -> RunSteps:
     full, rest = divmod(experiment.examples, batch)
 
     def step(data: PyTree, state: State, rows: jax.Array, index: jax.Array) -> State:
-        J, dparams = experiment.step_gradient(state.params, *experiment.batch(data, rows))
+        value, dparams = experiment.step_gradient(state.params, *experiment.batch(data, rows))
+        J, running = _averaged(value, state.running)
         params, optimiser = update(experiment.optimiser, dparams, state.optimiser, state.params)
-        return State(params, optimiser, state.costs.at[index].set(J))
+        return State(params, optimiser, state.costs.at[index].set(J), running)
 
     @partial(jax.jit, donate_argnums=0)
     def whole(
@@ -77,6 +81,14 @@ def make_run_steps(experiment: AnyExperiment) -> RunSteps:
         return last(state, data, order) if rest and stop > full else state
 
     return run_steps
+
+
+def _averaged(value: PyTree, running: PyTree) -> tuple[jax.Array, PyTree]:
+    """(J, the averages with this step's statistics in them) of J, or of (J, statistics)."""
+    if not isinstance(value, tuple):
+        return value, running
+    J, statistics = value
+    return J, updated(running, statistics)
 
 
 def epoch_cost(experiment: AnyExperiment, costs: np.ndarray) -> float:

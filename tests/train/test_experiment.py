@@ -9,7 +9,7 @@ import pytest
 import jaxprop
 from jaxprop.train.config import Config
 from jaxprop.train.errors import TrainingError
-from jaxprop.train.experiment import make_cost, make_network, make_strength
+from jaxprop.train.networks import make_cost, make_network, make_strength
 from tests.tolerances import assert_near
 from tests.train.small import experiment, made_up, settings
 
