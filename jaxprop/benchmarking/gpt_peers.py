@@ -51,12 +51,12 @@ def flax_gpt(config: Gpt2Config, params: PyTree) -> Made:
     network.embedding.embedding[...] = params["embedding"]
     network.positions.embedding[...] = params["positions"]
     _set_norm(network.norm, params["norm"], "scale", "bias")
-    for block, p in zip(network.blocks, _each(params["blocks"]), strict=True):
+    for block, p in zip(network.blocks, each_block(params["blocks"]), strict=True):
         _set_flax_block(block, p, config)
     structure, state = nnx.split(network)
 
     def cost(state: PyTree, tokens: jax.Array, labels: jax.Array) -> jax.Array:
-        return _cross_entropy(nnx.merge(structure, state)(tokens), labels)
+        return cross_entropy(nnx.merge(structure, state)(tokens), labels)
 
     return state, cost
 
@@ -118,7 +118,7 @@ def equinox_gpt(config: Gpt2Config, params: PyTree) -> Made:
     network = {
         "embedding": params["embedding"],
         "positions": params["positions"],
-        "blocks": [block(p) for p in _each(params["blocks"])],
+        "blocks": [block(p) for p in each_block(params["blocks"])],
         "norm": norm(params["norm"]),
     }
     arrays, rest = eqx.partition(network, eqx.is_inexact_array)
@@ -135,17 +135,17 @@ def equinox_gpt(config: Gpt2Config, params: PyTree) -> Made:
 
     def cost(arrays: PyTree, tokens: jax.Array, labels: jax.Array) -> jax.Array:
         network = eqx.combine(arrays, rest)
-        return _cross_entropy(jax.vmap(lambda t: logits(network, t))(tokens), labels)
+        return cross_entropy(jax.vmap(lambda t: logits(network, t))(tokens), labels)
 
     return arrays, cost
 
 
-def _each(blocks: PyTree) -> list[PyTree]:
+def each_block(blocks: PyTree) -> list[PyTree]:
     depth = len(jax.tree.leaves(blocks)[0])
     return [jax.tree.map(lambda leaf, k=k: leaf[k], blocks) for k in range(depth)]
 
 
-def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     import optax
 
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()

@@ -1,87 +1,28 @@
-"""The same GPT in PyTorch, eager, in a process of its own that takes a step when it is told to.
+"""The same GPT in PyTorch, as `torch_process` runs it."""
 
-    python -m jaxprop.benchmarking.gpt_torch FOLDER
-
-FOLDER has params.npz (names with a / in them), batch.npz and config.json. A line of JSON is
-printed with the loss and the norm of the gradient before any step; then, for each line read, one
-step of AdamW is taken and its seconds are printed.
-"""
-
-import json
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-
-class Worker(NamedTuple):
-    """What the process said first, and what makes it take a step: seconds."""
-
-    loss: float
-    gradient_norm: float
-    step: Callable[[], float]
+from jaxprop.benchmarking.torch_process import Network, serve
 
 
-def start(config: Any, params: Mapping[str, Any], batch: Mapping[str, Any]) -> Worker:
-    """A worker with these arrays by name as its parameters and batch; it ends with this process."""
-    with tempfile.TemporaryDirectory() as folder:
-        np.savez(Path(folder) / "params.npz", **params)
-        np.savez(Path(folder) / "batch.npz", **batch)
-        (Path(folder) / "config.json").write_text(json.dumps(asdict(config)))
-        process = subprocess.Popen(
-            [sys.executable, "-m", "jaxprop.benchmarking.gpt_torch", folder],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        asked, said = process.stdin, process.stdout
-        first = said.readline()
-    if not first:
-        raise ValueError("the PyTorch process ended before its first step")
-
-    def step() -> float:
-        asked.write("\n")
-        asked.flush()
-        return float(said.readline())
-
-    loss, norm = json.loads(first)
-    return Worker(loss, norm, step)
-
-
-def main(folder: Path) -> None:
+def make(arrays: Mapping[str, Any], batch: Mapping[str, Any], config: dict[str, Any]) -> Network:
     import torch
 
-    config = json.loads((folder / "config.json").read_text())
     params: dict[tuple[str, int], Any] = {}
-    for name, x in np.load(folder / "params.npz").items():
+    for name, x in arrays.items():
         # The blocks' parameters are stacked; here each block has its own.
         parts = enumerate(x) if name.startswith("blocks/") else [(0, x)]
         params |= {(name, k): torch.tensor(part, requires_grad=True) for k, part in parts}
-    tokens, labels = (torch.tensor(x).long() for x in np.load(folder / "batch.npz").values())
-    optimiser = torch.optim.AdamW(params.values(), lr=1e-4)
+    tokens, labels = (torch.tensor(batch[name]).long() for name in ("inputs", "labels"))
 
     def cost() -> Any:
         logits = _logits(params, tokens, config)
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
-    loss = cost()
-    loss.backward()
-    norm = sum(float(p.grad.square().sum()) for p in params.values()) ** 0.5
-    print(json.dumps([loss.item(), norm]), flush=True)
-    for _ in sys.stdin:
-        started = time.perf_counter()
-        optimiser.zero_grad()
-        cost().backward()
-        optimiser.step()
-        print(time.perf_counter() - started, flush=True)
+    return Network(params.values(), cost)
 
 
 def _logits(params: dict[tuple[str, int], Any], tokens: Any, config: dict[str, Any]) -> Any:
@@ -110,4 +51,4 @@ def _logits(params: dict[tuple[str, int], Any], tokens: Any, config: dict[str, A
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    serve(Path(sys.argv[1]), make)
