@@ -43,6 +43,7 @@ class RecurrentConfig:
     cell:  what every layer is made of, lstm or gru.
     tied:  whether the table that embeds the tokens is also the last layer.
     save:  what the layers save for the backward pass, as `repeat` has it.
+    frozen: how many of the first layers are not trained, nor the table below them.
     dtype: what is computed in, by its name; None for that of the parameters.
     """
 
@@ -52,6 +53,7 @@ class RecurrentConfig:
     cell: Cell = "lstm"
     tied: bool = False
     save: int | None = None
+    frozen: int = 0
     dtype: str | None = None
 
     def __post_init__(self) -> None:
@@ -95,7 +97,7 @@ def recurrent(config: RecurrentConfig) -> LanguageModel:
         of recurrent network architectures, for the forget gate.
     """
     make, parts = (lstm_block, LSTM) if config.cell == "lstm" else (gru_block, GRU)
-    blocks = repeat(make(config), config.depth, save=config.save)
+    blocks = repeat(make(config), config.depth, save=config.save, frozen=config.frozen)
     return language_model(config, blocks, elementwise(identity), _decoder(config, parts), _init)
 
 

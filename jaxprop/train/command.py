@@ -7,7 +7,8 @@ import jax
 
 from jaxprop.train.errors import TrainingError
 
-EXTRAS = ("matplotlib", "orbax", "sklearn", "tqdm", "tyro")
+OF_MODELS = ("safetensors", "tokenizers")
+EXTRAS = (*OF_MODELS, "matplotlib", "orbax", "sklearn", "tqdm", "tyro")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in EXTRAS:
             raise
-        return _fail(f"needs {error.name}, which is not installed: pip install -e '.[train]'.")
+        extra = "models" if (error.name or "") in OF_MODELS else "train"
+        return _fail(f"needs {error.name}, which is not installed: pip install -e '.[{extra}]'.")
     except TrainingError as error:
         print(error, file=sys.stderr)
         return 1

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from jaxprop.train.errors import TrainingError
+from jaxprop.train.tuning import Tuning
 
 DatasetName = Literal["digits", "breast_cancer", "diabetes", "mnist", "fashion_mnist", "cifar10"]
 Penalty = Literal["none", "l2", "l1", "elastic_net"]
@@ -171,7 +172,9 @@ class Language:
     key_heads: int = 0
     """Heads of keys and values in llama, a divisor of --heads; 0 for as many."""
     length: int = 128
-    """Bytes in a sequence."""
+    """Tokens in a sequence; they are bytes, but for a network that others made."""
+    context: int = 0
+    """Positions that gpt2 learns, at least --length; 0 for as many."""
     dropout: float = 0.0
     """Probability of dropping a feature in training, not in llama; from 0 to below 1."""
     save: int = 0
@@ -187,9 +190,14 @@ class Language:
         for name in ("width", "depth", "heads", "length", "steps"):
             value = getattr(self, name)
             _require(value >= 1, f"{_flag(name)} must be at least 1", value, _flag(name))
-        for name in ("save", "key_heads", "clip"):
+        for name in ("save", "key_heads", "clip", "context"):
             value = getattr(self, name)
             _require(value >= 0, f"{_flag(name)} must be at least 0", value, _flag(name))
+        ok = not self.context or self.family == "gpt2"
+        _require(ok, "only gpt2 learns positions", self.context, "--context or --family")
+        ok = not self.context or self.length <= self.context
+        what = f"a sequence must be no longer than the positions that are learned, {self.context}"
+        _require(ok, what, self.length, "--length")
         ok = 0 <= self.dropout < 1
         _require(ok, "the dropout rate must lie from 0 to below 1", self.dropout, "--dropout")
         ok = not self.dropout or self.family != "llama"
@@ -215,6 +223,7 @@ class LanguageConfig:
 
     language: Language = field(default_factory=Language)
     optimisation: Optimisation = field(default_factory=Optimisation)
+    tuning: Tuning = field(default_factory=Tuning)
 
 
 AnyConfig = Config | LanguageConfig

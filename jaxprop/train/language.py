@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,21 +12,21 @@ import optax
 
 import jaxprop
 from jaxprop.installing import PyTree
-from jaxprop.models.gpt2 import Gpt2Config, gpt2
 from jaxprop.models.inputs import Inputs
 from jaxprop.models.language import LanguageModel, matrices
-from jaxprop.models.llama import LlamaConfig, llama
-from jaxprop.models.recurrent import RecurrentConfig, recurrent
-from jaxprop.precision import at_least_float32
-from jaxprop.train.config import Language, LanguageConfig
+from jaxprop.rules.penalties import Filter
+from jaxprop.train.config import LanguageConfig
 from jaxprop.train.corpus import Corpus
 from jaxprop.train.errors import TrainingError
 from jaxprop.train.experiment import Experiment
 from jaxprop.train.optimisers import make_optimiser, make_schedule
+from jaxprop.train.starting import Start
+from jaxprop.train.text_networks import initial_params, make_model, network_config
+from jaxprop.train.tokens import BYTES, Tokens
+from jaxprop.train.trained import frozen_patterns, of_trained, trained_part
 
-VOCABULARY = 256
-# The held-out loss is taken on so many bytes at most, evenly spread over that part.
-HELD_OUT_BYTES = 65536
+# The held-out loss is taken on so many tokens at most, evenly spread over that part.
+HELD_OUT_TOKENS = 65536
 
 ValueAndGrad = Callable[..., tuple[jax.Array, PyTree]]
 
@@ -36,8 +37,12 @@ class LanguageExperiment:
 
     by_hand:  (params, inputs, labels, key) -> (J, dparams), without automatic differentiation.
     by_jax:   the same by jax.grad of the reference.
-    tokens:   the training part, on the device, uint8.
+    text:     how text becomes tokens and back.
+    start:    the parameters to start with, on the host, without new adapters; None for random ones.
+    frozen:   which parameters are not trained, as a filter; None where there are none.
+    tokens:   the training part, on the device, integers.
     held:     (inputs, labels) of fixed windows of the held-out part, (batches, B, length).
+    tokens_per_byte: of the held-out part.
     """
 
     config: LanguageConfig
@@ -47,8 +52,12 @@ class LanguageExperiment:
     by_jax: ValueAndGrad
     schedule: optax.Schedule
     optimiser: optax.GradientTransformation
+    text: Tokens
+    start: PyTree | None
+    frozen: Filter
     tokens: jax.Array
     held: tuple[Inputs, jax.Array]
+    tokens_per_byte: float
 
     @property
     def step_gradient(self) -> ValueAndGrad:
@@ -94,9 +103,22 @@ class LanguageExperiment:
         return inputs, tokens[:, 1:], key
 
     def init(self) -> PyTree:
-        """The parameters that the seed gives."""
-        key = jax.random.fold_in(jax.random.key(self.config.optimisation.seed), 0)
-        return self.model.init(key, at_least_float32(self.config.optimisation.dtype))
+        """The parameters before the first step."""
+        return initial_params(self.config, self.model, self.start)
+
+    @property
+    def shapes(self) -> PyTree:
+        """Of the parameters."""
+        return jax.eval_shape(lambda: initial_params(self.config, self.model))
+
+    @property
+    def trained_shapes(self) -> PyTree:
+        """Of those that are trained."""
+        return jax.eval_shape(self.trained, self.shapes)
+
+    def trained(self, params: PyTree) -> PyTree:
+        """What is trained of a tree like params."""
+        return trained_part(params, self.frozen, self.config.tuning.freeze_blocks)
 
     def running(self, params: PyTree) -> PyTree:
         """The averages of batch statistics: none."""
@@ -106,68 +128,66 @@ class LanguageExperiment:
 AnyExperiment = Experiment | LanguageExperiment
 
 
-def prepare_language(config: LanguageConfig, corpus: Corpus) -> LanguageExperiment:
+def prepare_language(
+    config: LanguageConfig, corpus: Corpus, start: Start | None = None
+) -> LanguageExperiment:
     """Make an experiment on text.
 
     Run it, and what uses its result, under `jax.enable_x64(True)` for float64.
 
+    Args:
+        config: the settings.
+        corpus: the text.
+        start: what it starts from; None for a network of the settings' shape over bytes.
+
     Raises:
-        TrainingError: where a name in the settings is unknown, sizes do not fit, or the text is
-            too short.
+        TrainingError: where a name in the settings is unknown, sizes do not fit, a pattern matches
+            no parameter, or the text is too short.
     """
-    language, optimisation = config.language, config.optimisation
+    language, optimisation, tuning = config.language, config.optimisation, config.tuning
     try:
-        model = make_model(language, optimisation.dtype)
+        network, text, params = start or Start(network_config(language), BYTES, None)
+        model = make_model(network, config)
+        shapes = jax.eval_shape(lambda: initial_params(config, model))
+        patterns = frozen_patterns(tuning, shapes)
+        part = partial(trained_part, patterns=patterns, blocks=tuning.freeze_blocks)
+        if not jax.tree.leaves(jax.eval_shape(part, shapes)):
+            raise ValueError("some parameter must be trained, got all of them frozen.")
     except ValueError as error:
         raise TrainingError(str(error)) from None
     schedule = make_schedule(optimisation, language.steps * optimisation.epochs)
     optimiser = make_optimiser(optimisation, schedule, decayed=matrices)
     if language.clip:
         optimiser = optax.chain(optax.clip_by_global_norm(language.clip), optimiser)
-    for part, data in (("training", corpus.train), ("held-out", corpus.held_out)):
+    train, held_out = text.read(corpus.train), text.read(corpus.held_out)
+    for name, data in (("training", train), ("held-out", held_out)):
         if len(data) <= language.length + 1:
             raise TrainingError(
-                f"the {part} part of the text must be longer than a sequence, {language.length} "
-                f"bytes, got {len(data)} of {corpus.name}. Give more text, or a smaller --length."
+                f"the {name} part of the text must be longer than a sequence, {language.length} "
+                f"{text.unit}s, got {len(data)} of {corpus.name}. Give more text, or a smaller "
+                "--length."
             )
+    J = model.cost if patterns is None else jaxprop.freeze(model.cost, patterns)
     return LanguageExperiment(
         config=config,
         corpus=corpus,
         model=model,
-        by_hand=jaxprop.value_and_grad(model.cost),
-        by_jax=jax.value_and_grad(model.cost.reference),
+        by_hand=jaxprop.value_and_grad(J),
+        by_jax=jax.value_and_grad(J.reference),
         schedule=schedule,
-        optimiser=optimiser,
-        tokens=jnp.asarray(corpus.train),
-        held=_held(corpus.held_out, language.length, optimisation.batch_size),
+        optimiser=of_trained(optimiser, part),
+        text=text,
+        start=params,
+        frozen=patterns,
+        tokens=jnp.asarray(train),
+        held=_held(held_out, language.length, optimisation.batch_size),
+        tokens_per_byte=len(held_out) / len(corpus.held_out),
     )
-
-
-def make_model(language: Language, dtype: str) -> LanguageModel:
-    """The network that the settings ask for.
-
-    Raises ValueError where its sizes do not fit.
-    """
-    shape: dict[str, Any] = {
-        "vocabulary": VOCABULARY,
-        "width": language.width,
-        "depth": language.depth,
-        "save": language.save or None,
-        "dtype": dtype,
-    }
-    if language.family == "lstm" or language.family == "gru":
-        return recurrent(RecurrentConfig(**shape, cell=language.family))
-    shape["heads"] = language.heads
-    if language.family == "gpt2":
-        return gpt2(Gpt2Config(**shape, context=language.length))
-    # As much as GPT-2's four widths in two matrices: SwiGLU has three.
-    hidden = max(1, 8 * language.width // 3)
-    return llama(LlamaConfig(**shape, hidden=hidden, key_heads=language.key_heads or None))
 
 
 def _held(text: np.ndarray, length: int, batch: int) -> tuple[Inputs, jax.Array]:
     """Windows spread evenly over the text, a batch at a time, the same for every run."""
-    count = min(max(1, HELD_OUT_BYTES // length), max(1, (len(text) - 1) // length))
+    count = min(max(1, HELD_OUT_TOKENS // length), max(1, (len(text) - 1) // length))
     batch = min(batch, count)
     starts = np.linspace(0, len(text) - length - 1, count - count % batch).astype(np.int64)
     windows = text[starts[:, None] + np.arange(length + 1)].astype(np.int32)

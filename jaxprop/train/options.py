@@ -19,6 +19,8 @@ from jaxprop.train.config import (
 )
 from jaxprop.train.errors import TrainingError
 from jaxprop.train.run_folder import saved_config
+from jaxprop.train.starting import shape_of
+from jaxprop.train.tuning import Tuning
 
 T = TypeVar("T")
 
@@ -97,23 +99,45 @@ class TextOptions:
 
     language: Language = field(default_factory=Language)
     optimisation: Optimisation = field(default_factory=_optimisation_of_text)
+    tuning: Tuning = field(default_factory=Tuning)
     files: TextFiles = field(default_factory=TextFiles)
 
     @property
     def config(self) -> LanguageConfig:
-        return LanguageConfig(self.language, self.optimisation)
+        return LanguageConfig(self.language, self.optimisation, self.tuning)
 
 
 def parse_text(arguments: Sequence[str]) -> TextOptions:
     """What `parse` does, of the arguments after `train.py text`."""
     options = _read(arguments, TextOptions(), "train.py text", TEXT_DESCRIPTION)
-    if not options.files.resume:
-        return options
-    if options.files.run is None:
-        raise TrainingError("--resume needs the folder of a run, got none. Add --run DIR.")
-    saved = saved_config(options.files.run, LanguageConfig)
-    default = TextOptions(saved.language, saved.optimisation)
-    return _read(arguments, default, "train.py text", TEXT_DESCRIPTION)
+    if options.files.resume:
+        if options.files.run is None:
+            raise TrainingError("--resume needs the folder of a run, got none. Add --run DIR.")
+        saved = saved_config(options.files.run, LanguageConfig)
+        default = TextOptions(saved.language, saved.optimisation, saved.tuning)
+        return _read(arguments, default, "train.py text", TEXT_DESCRIPTION)
+    if options.tuning.start:
+        return _of_shape(arguments, options.tuning.start)
+    return options
+
+
+def _of_shape(arguments: Sequence[str], start: str) -> TextOptions:
+    """The options of a run that starts from others' weights: the network is the one that is there.
+
+    Raises TrainingError where the arguments ask for another.
+    """
+    shape = shape_of(start)
+    context = shape.get("context", Language.length)
+    language = Language(**shape, length=min(Language.length, context))
+    options = _read(arguments, TextOptions(language), "train.py text", TEXT_DESCRIPTION)
+    for name, value in shape.items():
+        if (asked := getattr(options.language, name)) != value:
+            flag = "--" + name.replace("_", "-")
+            raise TrainingError(
+                f"{flag} must be that of the network in {start}, {value}, got {asked}. Leave it "
+                "out."
+            )
+    return options
 
 
 def parse(arguments: Sequence[str]) -> Options:

@@ -114,13 +114,10 @@ def _check(options: Options) -> None:
 
 
 def _of_run(path: Path | None) -> Source:
-    from jaxprop.train.checkpoint import Checkpoints
     from jaxprop.train.config import LanguageConfig
-    from jaxprop.train.corpus import load_corpus
-    from jaxprop.train.language import prepare_language
-    from jaxprop.train.run_folder import SETTINGS, RunFolder, saved_config
-    from jaxprop.train.step import initial_state
-    from jaxprop.train.text_running import as_text
+    from jaxprop.train.run_folder import SETTINGS, saved_config
+    from jaxprop.train.starting import run_params, start_kept
+    from jaxprop.train.text_networks import make_model
 
     assert path is not None
     if not (path / SETTINGS).is_file():
@@ -129,19 +126,11 @@ def _of_run(path: Path | None) -> Source:
             f"{SETTINGS}."
         )
     config = saved_config(path, LanguageConfig)
-    experiment = prepare_language(config, load_corpus(config.language.text))
-    with Checkpoints(RunFolder(path).checkpoints) as checkpoints:
-        if checkpoints.newest is None:
-            raise TrainingError(f"--run must have a checkpoint, got none in {path}. Train first.")
-        params = checkpoints.restore(initial_state(experiment)).params
-
-    def encode(text: str) -> list[int]:
-        return list(text.encode())
-
-    def decode(tokens: list[int]) -> str:
-        return as_text(jnp.asarray(tokens))
-
-    return Source(experiment.model, params, encode, decode)
+    start = start_kept(path, config)
+    params = run_params(path, config, start)
+    return Source(
+        make_model(start.network, config), params, start.tokens.encode, start.tokens.decode
+    )
 
 
 def _of_weights(path: Path | None) -> Source:

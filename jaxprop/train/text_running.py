@@ -7,7 +7,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from tqdm import tqdm
 
 from jaxprop.installing import PyTree
@@ -23,12 +22,12 @@ from jaxprop.train.pictures import draw_text
 from jaxprop.train.progress import Progress, score
 from jaxprop.train.run_folder import RunFolder, create, next_free, reopen
 from jaxprop.train.running import RUNS, cross_checks
+from jaxprop.train.starting import keep, start_kept, start_of
 
-TEXT = Measuring(make_language_measure, lambda experiment, measured: language_scores(measured))
+TEXT = Measuring(make_language_measure, language_scores)
 SAMPLES = "samples.txt"
-UNSEEN = "\N{REPLACEMENT CHARACTER}"
 # A sample begins after this, and is a little likelier than what the network says.
-PROMPT, TEMPERATURE = b"\n", 0.8
+PROMPT, TEMPERATURE = "\n", 0.8
 
 
 def run_text(options: TextOptions) -> int:
@@ -43,9 +42,14 @@ def run_text(options: TextOptions) -> int:
             "text. Leave it out."
         )
     with jax.enable_x64(config.optimisation.dtype == "float64"):
-        experiment = prepare_language(config, load_corpus(config.language.text))
-        path = files.run or next_free(RUNS, "text")
-        folder = reopen(path, config) if files.resume else create(path, config)
+        corpus, path = load_corpus(config.language.text), files.run or next_free(RUNS, "text")
+        if files.resume:
+            experiment = prepare_language(config, corpus, start_kept(path, config))
+            folder = reopen(path, config)
+        else:
+            experiment = prepare_language(config, corpus, start_of(config))
+            folder = create(path, config)
+            keep(config.tuning.start, path)
         print(_summary(experiment, folder), flush=True)
         with interruption() as stop_asked, Progress(config.optimisation.epochs) as progress:
             write = _sampler(experiment, folder, min(files.sample, config.language.length - 1))
@@ -61,17 +65,18 @@ def run_text(options: TextOptions) -> int:
 def _summary(experiment: LanguageExperiment, folder: RunFolder) -> str:
     """What is about to be trained."""
     language, optimisation = experiment.config.language, experiment.config.optimisation
-    corpus = experiment.corpus
-    shapes = jax.eval_shape(experiment.init)
-    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    corpus, unit = experiment.corpus, experiment.text.unit
+    count = sum(leaf.size for leaf in jax.tree.leaves(experiment.shapes))
+    trained = sum(leaf.size for leaf in jax.tree.leaves(experiment.trained_shapes))
+    part = f" of which {trained:,} are trained," if trained < count else ""
     by = "jax.grad of the references" if optimisation.automatic else "hand-written backward passes"
     return "\n".join(
         [
             f"{corpus.name}: {len(corpus.train):,} training and {len(corpus.held_out):,} held-out "
             "bytes",
             f"network: {language.family}, {language.depth} blocks of width {language.width}, "
-            f"{count:,} parameters, {optimisation.dtype}",
-            f"J = cross-entropy of the next byte in {optimisation.batch_size} sequences of "
+            f"{count:,} parameters,{part} {optimisation.dtype}",
+            f"J = cross-entropy of the next {unit} in {optimisation.batch_size} sequences of "
             f"{language.length}, by {by}",
             f"{optimisation.optimiser}, {optimisation.schedule} schedule, learning rate "
             f"{optimisation.learning_rate:g}, {optimisation.epochs} epochs of {language.steps} "
@@ -90,24 +95,18 @@ def _sampler(
 
     @jax.jit
     def sample(params: PyTree, key: jax.Array) -> jax.Array:
-        prompt = jnp.frombuffer(PROMPT, jnp.uint8).astype(jnp.int32)[None]
+        prompt = jnp.asarray([experiment.text.encode(PROMPT) or [0]], jnp.int32)
         choice = Choice(temperature=TEMPERATURE)
         return generate(experiment.model, params, prompt, count, key, choice)
 
     def write(epoch: int, params: PyTree) -> None:
         key = jax.random.fold_in(jax.random.key(experiment.config.optimisation.seed), epoch)
-        text = as_text(sample(params, key)[0])
+        text = experiment.text.decode(sample(params, key)[0].tolist())
         tqdm.write("\n".join(f"    | {line}" for line in text.splitlines()))
         with (folder.path / SAMPLES).open("a", encoding="utf-8") as file:
             file.write(f"epoch {epoch}\n{text}\n\n")
 
     return write
-
-
-def as_text(tokens: jax.Array) -> str:
-    """Bytes as text; what is no UTF-8 or cannot be shown becomes a replacement character."""
-    text = bytes(np.asarray(tokens, np.uint8)).decode("utf-8", errors="replace")
-    return "".join(c if c.isprintable() or c in "\n\t" else UNSEEN for c in text)
 
 
 def _how_to_resume(experiment: LanguageExperiment, folder: RunFolder, finished: Finished) -> str:

@@ -22,7 +22,7 @@ from jaxprop.models.language import LanguageModel
 if TYPE_CHECKING:
     import tokenizers
 
-__all__ = ["CheckpointError", "load", "save", "tokenizer"]
+__all__ = ["CheckpointError", "load", "network", "save", "tokenizer"]
 
 CONFIG = "config.json"
 
@@ -52,7 +52,7 @@ def load(
     """
     folder = Path(folder)
     _check_dtype(dtype)
-    model = model_of(_config(folder))
+    model = network(folder)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     with open_tensors(folder) as tensors:
         _check_names(tensors, model, shapes)
@@ -66,6 +66,14 @@ def load(
         params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
         _check_tied_head(tensors, model, params)
     return model, params
+
+
+def network(folder: Path | str) -> LanguageModel:
+    """The model that the config.json in a folder describes, without its parameters.
+
+    Raises CheckpointError as `load` does.
+    """
+    return model_of(_config(Path(folder)))
 
 
 def save(
@@ -193,7 +201,8 @@ def _check_params(params: PyTree, shapes: PyTree) -> None:
     wanted, got = str(jax.tree.structure(shapes)), str(jax.tree.structure(params))
     if got != wanted:
         raise CheckpointError(
-            f"params must have the structure that the model's init gives, {wanted}, got {got}."
+            f"params must have the structure that the model's init gives, {wanted}, got {got}. "
+            "Merge adapters first."
         )
     for (path, leaf), like in zip(
         jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shapes), strict=True
