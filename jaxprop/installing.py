@@ -8,6 +8,7 @@ wrong dtype).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import jax
@@ -161,8 +162,11 @@ def tie(output: PyTree, args: PyTree, surrogate: bool) -> PyTree:
     """
     if len(jax.tree.leaves(output)) < 2 and not surrogate:
         return output
-    never = [_never(arg) for arg in jax.tree.leaves(args)]
-    return jax.tree.map(lambda y: _tied(y, never), output)
+    never = [_never(arg) for arg in jax.tree.leaves(args)] or [jnp.bool_(False)]
+    axes = frozenset().union(*map(varying_axes, never))
+    # As one predicate: a network has as many parameters as it has statistics to tie to them.
+    any_of_them = reduce(jnp.logical_or, [vary(one, axes) for one in never])
+    return jax.tree.map(lambda y: _tied(y, any_of_them), output)
 
 
 def replaced(residuals: PyTree, outputs: PyTree, tied: PyTree) -> PyTree:
@@ -179,12 +183,10 @@ def _never(arg: jax.Array) -> jax.Array:
     return jnp.any(arg != arg) & False
 
 
-def _tied(y: jax.Array, never: list[jax.Array]) -> jax.Array:
-    """y, by way of predicates that must not make it vary over more mesh axes than it does."""
+def _tied(y: jax.Array, never: jax.Array) -> jax.Array:
+    """y, by way of a predicate that must not make it vary over more mesh axes than it does."""
     if not jnp.issubdtype(y.dtype, jnp.inexact):
         return y  # it has no cotangent to count
-    for predicate in never:
-        if extra := tuple(sorted(varying_axes(predicate) - varying_axes(y))):
-            predicate = lax.psum(predicate.astype(jnp.int32), extra) > 0
-        y = jnp.where(predicate, jnp.zeros_like(y), y)
-    return y
+    if extra := tuple(sorted(varying_axes(never) - varying_axes(y))):
+        never = lax.psum(never.astype(jnp.int32), extra) > 0
+    return jnp.where(never, jnp.zeros_like(y), y)
