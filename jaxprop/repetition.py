@@ -166,7 +166,7 @@ def repeat(block: Rule, n: int, *, save: int | None = None, frozen: int = 0) -> 
             parts.insert(0, run.whole(dparams))
             dcontext = add_cotangents(dcontext, dc)
         if frozen == n:
-            return None, None, None
+            return None, _x(None, jax.tree.map(lambda leaf: None, res.context)), None
         if frozen:
             parts.insert(0, jax.tree.map(lambda d: _zeros_before(d, frozen), parts[0]))
         dparams = (

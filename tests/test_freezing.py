@@ -11,6 +11,8 @@ import jaxprop
 from jaxprop import Layer
 from jaxprop.checking.compiling import quickly
 from jaxprop.freezing import frozen
+from tests.models.test_transformer import LABELS, REDUCED, inputs, tiny_gpt2
+from tests.models.test_transformer import parameters as of_model
 from tests.products import products
 from tests.test_structure import X, block, by_hand, by_jax, parameters, saved_sizes
 from tests.tolerances import assert_near
@@ -102,6 +104,24 @@ def test_a_stack_ends_its_backward_pass_above_its_frozen_blocks(k: int, save: in
     truth = jax.tree.map(lambda d: d.at[:k].set(0), dparams)
     assert_near(others, ((y, (truth, 0 * dx)),) * 2, reduced=64)
     assert_near(got, (y, (None if k == DEPTH else truth, None)), reduced=64)
+
+
+@pytest.mark.parametrize("k", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_language_model_has_no_gradient_below_its_frozen_blocks(k: int) -> None:
+    """Of two blocks; the tied table has that of the last layer alone, unless it is frozen too."""
+    model = tiny_gpt2(frozen=k)
+    params, labels = of_model(model), jnp.asarray(LABELS)
+
+    @quickly
+    def run(params: Any) -> tuple:
+        by_hand = jaxprop.value_and_grad(model.cost)(params, inputs(), labels)
+        return by_hand, jax.value_and_grad(model.cost.reference)(params, inputs(), labels)
+
+    got, truth = run(params)
+    assert_near(got, truth, reduced=REDUCED)
+    assert not np.any(got[1]["positions"])
+    assert np.any(got[1]["embedding"])
+    assert np.any(got[1]["blocks"]["attention"]["w_o"]) == (k < 2)
 
 
 def test_no_product_is_run_for_what_is_frozen() -> None:

@@ -98,7 +98,9 @@ def _run(options: Options, arguments: Sequence[str]) -> int:
 
 
 def _entries(quick: bool) -> Iterator[tuple[str, Callable[[], Entry]]]:
+    from jaxprop.benchmarking.fine_tuning import fine_tuning_entries
     from jaxprop.benchmarking.networks import network_entries
+    from jaxprop.benchmarking.networks_convolutional import convolutional_network_entries
     from jaxprop.benchmarking.networks_recurrent import recurrent_network_entries
     from jaxprop.benchmarking.rules_attention import attention_entries
     from jaxprop.benchmarking.rules_convolution import convolution_entries
@@ -113,7 +115,9 @@ def _entries(quick: bool) -> Iterator[tuple[str, Callable[[], Entry]]]:
     yield from step_entries(quick)
     yield from training_entries(quick)
     yield from network_entries(quick)
+    yield from convolutional_network_entries(quick)
     yield from recurrent_network_entries(quick)
+    yield from fine_tuning_entries(quick)
     yield from attention_entries(quick)
     yield from convolution_entries(quick)
     yield from elementwise_entries(quick)

@@ -36,9 +36,15 @@ def truth_of(cost: Cost, params: PyTree, batch: Batch) -> Truth:
         return Truth(float(loss), float(optax.tree.norm(dparams)))
 
 
-def step_contender(gradient: Gradient, params: PyTree, batch: Batch, truth: Truth) -> Contender:
-    """A gradient and AdamW as one program; params are copied."""
-    optimiser = optax.adamw(RATE)
+def step_contender(
+    gradient: Gradient,
+    params: PyTree,
+    batch: Batch,
+    truth: Truth,
+    optimiser: optax.GradientTransformation | None = None,
+) -> Contender:
+    """A gradient and an optimiser, AdamW if none is given, as one program; params are copied."""
+    optimiser = optimiser or optax.adamw(RATE)
     loss, dparams = jax.jit(gradient)(params, *batch)
     error = _error(Truth(float(loss), float(optax.tree.norm(dparams))), truth)
     del dparams
