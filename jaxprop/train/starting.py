@@ -14,7 +14,7 @@ from jaxprop.models.huggingface import CheckpointError, load, network, tokenizer
 from jaxprop.models.llama import LlamaConfig
 from jaxprop.train.config import LanguageConfig
 from jaxprop.train.errors import TrainingError
-from jaxprop.train.run_folder import RunFolder, saved_config
+from jaxprop.train.run_folder import SETTINGS, RunFolder, saved_config
 from jaxprop.train.text_networks import initial_params, make_model, network_config
 from jaxprop.train.tokens import BYTES, Tokens, of_tokenizer
 
@@ -105,7 +105,7 @@ def run_params(folder: Path, config: LanguageConfig, start: Start) -> PyTree:
 
 
 def _is_run(path: Path) -> bool:
-    return (path / "checkpoints").is_dir()
+    return (path / "checkpoints").is_dir() and (path / SETTINGS).is_file()
 
 
 def _of_run(path: Path) -> Start:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprop.installing import PyTree
+from jaxprop.models.huggingface.adapters import load_adapters, save_adapters
 from jaxprop.models.huggingface.errors import CheckpointError, library
 from jaxprop.models.huggingface.files import Tensors, open_tensors, write_json, write_tensors
 from jaxprop.models.huggingface.names import Place, expected_tensors, is_ignored, places
@@ -22,7 +23,15 @@ from jaxprop.models.language import LanguageModel
 if TYPE_CHECKING:
     import tokenizers
 
-__all__ = ["CheckpointError", "load", "network", "save", "tokenizer"]
+__all__ = [
+    "CheckpointError",
+    "load",
+    "load_adapters",
+    "network",
+    "save",
+    "save_adapters",
+    "tokenizer",
+]
 
 CONFIG = "config.json"
 
