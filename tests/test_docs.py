@@ -41,6 +41,15 @@ def test_the_transformers_chapter_runs_and_its_gradients_are_jaxs() -> None:
     assert_near(found["dparams"], found["plain"], reduced=64)
 
 
+@pytest.mark.slow
+def test_the_page_on_fine_tuning_runs_and_trains_what_it_says() -> None:
+    found = run((ROOT / "docs" / "fine-tuning.md").read_text(), "fine-tuning")
+    trained = found["dparams"]["blocks"]["attention"]
+    assert not trained["w_o"].w.any()
+    assert trained["w_o"].b[2].any()
+    assert found["plain"].keys() == found["params"].keys()
+
+
 def test_commands_make_their_own_environment() -> None:
     commands = re.findall(r"^    (python3 -m venv .*)$", README, re.MULTILINE)
     assert [command.split()[-1] for command in commands] == ["scripts/train.py", "pytest"]
