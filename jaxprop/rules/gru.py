@@ -132,19 +132,21 @@ def _outputs(hs: jax.Array, state: State, x: jax.Array, h0: jax.Array) -> Output
     return hs, h
 
 
-def _gates(a: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    (a_r, a_z, a_n), (q_r, q_z, m) = jnp.split(a, 3, axis=-1), jnp.split(q, 3, axis=-1)  # F5
+def _gates(
+    a: list[jax.Array], q: list[jax.Array]
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    (a_r, a_z, a_n), (q_r, q_z, m) = a, q  # F5
     r, z = jax.nn.sigmoid(a_r + q_r), jax.nn.sigmoid(a_z + q_z)  # F3, F4
     return r, z, m, jnp.tanh(a_n + r * m)  # F6
 
 
-def _step(a: jax.Array, q: jax.Array, state: State) -> State:
+def _step(a: list[jax.Array], q: list[jax.Array], state: State) -> State:
     (h,) = state
     _, z, _, n = _gates(a, q)
     return (((1 - z) * n + z * up(h)).astype(h.dtype),)  # F7
 
 
-def _rebuilt(a: jax.Array, q: jax.Array, h: jax.Array) -> tuple[jax.Array, ...]:
+def _rebuilt(a: list[jax.Array], q: list[jax.Array], h: jax.Array) -> tuple[jax.Array, ...]:
     """r, z, m, n, and h0 of each step of a block."""
     return *_gates(a, q), up(h)  # F3 to F6, recomputed
 

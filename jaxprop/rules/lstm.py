@@ -122,21 +122,25 @@ def _outputs(hs: jax.Array, state: State, x: jax.Array, h0: jax.Array, c0: jax.A
     return hs, (h, c)
 
 
-def _gates(z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    i, f, u, o = jnp.split(z, 4, axis=-1)
+def _gates(
+    a: list[jax.Array], q: list[jax.Array]
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    i, f, u, o = (of_x + of_h for of_x, of_h in zip(a, q, strict=True))  # F1
     return jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(u), jax.nn.sigmoid(o)  # F2 to F5
 
 
-def _step(a: jax.Array, q: jax.Array, state: State) -> State:
+def _step(a: list[jax.Array], q: list[jax.Array], state: State) -> State:
     h, c = state
-    i, f, u, o = _gates(a + q)  # F1 to F5
+    i, f, u, o = _gates(a, q)  # F1 to F5
     c1 = f * c + i * u  # F6
     return (o * jnp.tanh(c1)).astype(h.dtype), c1  # F7, F8
 
 
-def _rebuilt(a: jax.Array, q: jax.Array, h: jax.Array, c: jax.Array) -> tuple[jax.Array, ...]:
+def _rebuilt(
+    a: list[jax.Array], q: list[jax.Array], h: jax.Array, c: jax.Array
+) -> tuple[jax.Array, ...]:
     """i, f, u, o, and c0 and t of each step of a block, whose first c0 is c."""
-    i, f, u, o = _gates(a + q)  # F1 to F5, recomputed
+    i, f, u, o = _gates(a, q)  # F1 to F5, recomputed
 
     def step(c: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         f, added = now

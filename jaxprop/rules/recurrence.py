@@ -38,6 +38,9 @@ def _as_of_x(gates: Gates, da: jax.Array) -> jax.Array:
 class Cell(NamedTuple):
     """One kind of recurrence; its functions take any axes before the last.
 
+    a and q are lists, an array for each gate. In a loop over steps XLA reads a gate's numbers of
+    one step a vector at a time where the gate is an array by itself, else one by one.
+
     step:      (a, q, state) -> the new state.
     gates:     (a, q, h, *others) -> what the way back through a step reads, for all steps of a
                block, time first; h is that before each step, the others before the first.
@@ -59,11 +62,15 @@ class Weights(NamedTuple):
     b: jax.Array | None
     b_h: jax.Array | None = None
 
-    def inputs(self, x: jax.Array) -> jax.Array:
-        return _affine(x, self.w_x, self.b)  # F1
+    def inputs(self, x: jax.Array) -> list[jax.Array]:
+        return self._by_gate(_affine(x, self.w_x, self.b))  # F1
 
-    def recurrent(self, h: jax.Array) -> jax.Array:
-        return _affine(h, self.w_h, self.b_h)  # F1
+    def recurrent(self, h: jax.Array) -> list[jax.Array]:
+        return self._by_gate(_affine(h, self.w_h, self.b_h))  # F1
+
+    def _by_gate(self, y: jax.Array) -> list[jax.Array]:
+        hidden, k = self.w_h.shape
+        return jnp.split(y, k // hidden, axis=-1)
 
 
 def _affine(x: jax.Array, w: jax.Array, b: jax.Array | None) -> jax.Array:
@@ -182,13 +189,14 @@ def backward_in_blocks(
 ) -> tuple[jax.Array, State, Weights]:
     """(dx, the cotangent of the state before the first step, those of the weights)."""
     w = s.weights
+    w_h_t = w.w_h.T  # once: within the loop XLA would read w_h across its rows at every step
 
     def back(dstate: State, now: tuple) -> tuple[State, jax.Array]:
         """One step back, from the cotangent of the state after it."""
         gates, g, live = now
         da, (dh, *dothers) = cell.back(gates, (dstate[0] + up(g), *dstate[1:]))
         dq = cell.recurrent(gates, da).astype(s.x.dtype)
-        before = (dh + matmul(dq, w.w_h.T), *dothers)  # B9, B10
+        before = (dh + matmul(dq, w_h_t), *dothers)  # B9, B10
         if live is None:
             return before, da
         return _where(live, before, dstate), jnp.where(live, da, 0)
