@@ -55,7 +55,8 @@ def make_language_measure(experiment: LanguageExperiment) -> Measure:
     def measure(params: PyTree, held: PyTree, batch: PyTree) -> Measured:
         losses = lax.map(lambda part: experiment.model.cost(params, *part), held)
         _, dparams = experiment.step_gradient(params, *batch)
-        return Measured(jnp.mean(losses), None, {k: _norm(d) for k, d in dparams.items()})
+        norms = {k: _norm(d) for k, d in dparams.items() if jax.tree.leaves(d)}
+        return Measured(jnp.mean(losses), None, norms)
 
     return lambda params, running=None: measure(params, held, probe)
 
