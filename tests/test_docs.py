@@ -42,6 +42,20 @@ def test_the_transformers_chapter_runs_and_its_gradients_are_jaxs() -> None:
 
 
 @pytest.mark.slow
+def test_the_convnets_chapter_runs_and_its_gradients_are_jaxs() -> None:
+    found = run((ROOT / "docs" / "convnets.md").read_text(), "convnets")
+    assert_near(found["dparams"], found["plain"], reduced=64)
+
+
+@pytest.mark.slow
+def test_the_recurrent_chapter_runs_and_its_gradients_are_jaxs() -> None:
+    found = run((ROOT / "docs" / "recurrent.md").read_text(), "recurrent")
+    assert_near(found["dparams"], found["plain"], reduced=64)
+    whole = found["model"].network(found["params"], found["Inputs"](found["tokens"]))
+    assert_near(found["rest"], whole[:, 4:], reduced=64)
+
+
+@pytest.mark.slow
 def test_the_page_on_fine_tuning_runs_and_trains_what_it_says() -> None:
     found = run((ROOT / "docs" / "fine-tuning.md").read_text(), "fine-tuning")
     trained = found["dparams"]["blocks"]["attention"]

@@ -17,7 +17,7 @@ from tests.tolerances import assert_near
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-LABELS = np.array([0, 2, 1, 2])
+LABELS = np.array([0, 2, 1, 2], np.int32)
 # Sums over batch, places and widths, one inside the other.
 REDUCED = 512
 

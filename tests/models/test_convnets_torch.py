@@ -57,7 +57,7 @@ def test_lenet() -> None:
     loss, dparams = quickly(jaxprop.value_and_grad(model.cost))(params, x, labels)
     theirs, named = torch_lenet(params)
     logits = theirs(torch.tensor(np.asarray(x).transpose(0, 3, 1, 2)))
-    theirs_loss = torch.nn.functional.cross_entropy(logits, torch.tensor(LABELS))
+    theirs_loss = torch.nn.functional.cross_entropy(logits, torch.tensor(LABELS).long())
     theirs_loss.backward()
     assert_near(model.network(params, x), logits.detach().numpy(), reduced=REDUCED)
     assert_near(loss, theirs_loss.item(), reduced=REDUCED)
@@ -133,7 +133,7 @@ def test_resnet_and_its_running_statistics(stem: str) -> None:
         if isinstance(module, torch.nn.BatchNorm2d):
             module.register_forward_pre_hook(counting(sizes, path))
     logits = network(torch.tensor(X.transpose(0, 3, 1, 2)))
-    theirs_loss = torch.nn.functional.cross_entropy(logits, torch.tensor(LABELS))
+    theirs_loss = torch.nn.functional.cross_entropy(logits, torch.tensor(LABELS).long())
     theirs_loss.backward()
     ours, _ = quickly(model.network.reference)(params, x)
     assert_near(ours, logits.detach().numpy(), reduced=REDUCED)

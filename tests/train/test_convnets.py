@@ -22,6 +22,7 @@ from jaxprop.train.run_folder import RunFolder, create
 from jaxprop.train.step import initial_state, make_run_steps
 from tests.tolerances import assert_near
 from tests.train.small import Silent, experiment, made_up
+from tests.train.test_idx import write
 
 LENET: dict[str, Any] = {"family": "lenet", "channels": (2, 3), "layers": (5,)}
 RESNET: dict[str, Any] = {
@@ -116,6 +117,21 @@ def test_what_a_family_does_not_have_is_one_line(
     assert says in said
     assert said.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_lenet_trains_on_mnist_files(tmp_path: Path, capsys: Any) -> None:
+    """A few small images in files of MNIST's names and format."""
+    files, run = tmp_path / "data", tmp_path / "run"
+    files.mkdir()
+    write(files)
+    small = ["--family", "lenet", "--channels", "3", "--layers", "8", "--epochs", "1"]
+    place = ["--dataset", "mnist", "--data-dir", str(files), "--run", str(run)]
+    assert main([*small, *place]) == 0
+    said = capsys.readouterr().out
+    assert "network: 4 x 3 x 1 -> 5 x 5 convolution of 3 relu, pooled -> 8 relu -> 10" in said
+    assert "mnist: 12 training and 5 held-out examples" in said
+    assert (run / "mistakes.png").exists()
 
 
 def test_images_keep_their_shape_and_are_standardised_by_colour() -> None:
