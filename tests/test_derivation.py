@@ -23,7 +23,7 @@ from tests.slips import (
     with_line,
 )
 from tests.small_rules import statistics
-from tests.subjects import STRAINING, slow_unless_default
+from tests.subjects import STRAINING
 from tests.tolerances import assert_near, tolerance
 
 TOLERANCE = tolerance("float64", reduced=64)
@@ -69,14 +69,14 @@ LINES = [
         rule,
         line,
         id=f"{rule.name}-{line.label}",
-        marks=slow_unless_default(rule),
+        marks=() if rule is jaxprop.linear else pytest.mark.slow,
     )
     for rule in jaxprop.CATALOGUE
     for line in derivation(rule)
 ]
 
 
-@pytest.mark.parametrize(("rule", "case"), rule_cases(of_each_setting, default=jaxprop.CATALOGUE))
+@pytest.mark.parametrize(("rule", "case"), rule_cases(of_each_setting, default=STRAINING))
 def test_every_derivation_is_right(rule: Rule, case: Case) -> None:
     assert verified(rule, case) == []
 

@@ -202,6 +202,7 @@ def test_a_doubt_is_a_warning(pytester: pytest.Pytester, monkeypatch: pytest.Mon
     run(pytester, text).assert_outcomes(failed=1)
 
 
+@pytest.mark.slow
 def test_drawn_shapes_find_a_batch_of_one_and_make_the_failure_small(
     pytester: pytest.Pytester,
 ) -> None:
@@ -274,6 +275,7 @@ def test_every_outcome_of_a_report_belongs_to_one_test() -> None:
         assert pytest_plugin._filed(outcome, function, keys) == key
 
 
+@pytest.mark.slow
 def test_a_report_of_everything_leaves_no_test_without_outcomes() -> None:
     """So the places and dtypes that tests are named after are those that `check` reports."""
     tests = vjp_tests(

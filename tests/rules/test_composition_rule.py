@@ -8,7 +8,8 @@ import pytest
 
 import jaxprop
 from jaxprop import Case, Rule
-from tests.rules.oracle import by_options, ids
+from tests.rules.oracle import by_options
+from tests.subjects import STRAINING
 
 
 @pytest.fixture
@@ -20,7 +21,13 @@ def calls_raise(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("calls_raise")
-@pytest.mark.parametrize("rule", jaxprop.CATALOGUE, ids=ids)
+@pytest.mark.parametrize(
+    "rule",
+    [
+        pytest.param(rule, id=rule.name, marks=() if rule in STRAINING else pytest.mark.slow)
+        for rule in jaxprop.CATALOGUE
+    ],
+)
 def test_no_reference_forward_or_backward_calls_a_rule(rule: Rule) -> None:
     def all_three(case: Case) -> tuple:
         y, saved = rule.forward(*case.args, **case.options)
