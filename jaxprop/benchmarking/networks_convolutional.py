@@ -37,30 +37,40 @@ BASELINES = ("plain", "Flax NNX")
 
 @dataclass(frozen=True)
 class Size:
-    """A convnet and its batch: images are side x side, of so many colours; its channels."""
+    """A convnet and its batch: images are side x side, of so many colours; channels; windows."""
 
     side: int
     colours: int
     channels: tuple[int, ...]
     batch: int
+    window: int = 5
 
 
 def convolutional_network_entries(quick: bool) -> Iterator[tuple[str, Callable[[], Entry]]]:
     """Names, and what makes each entry when its turn has come."""
-    small = Size(8, 1, (2, 3), 2), Size(8, 1, (2, 3, 4, 5), 2)
-    lenets = small[:1] if quick else (Size(28, 1, (6, 16), 128), Size(28, 1, (32, 64), 64))
-    resnets = small[1:] if quick else (Size(32, 3, (16, 32, 64, 128), 16),)
+    small = Size(8, 1, (2, 3), 2), Size(8, 1, (2, 3, 4, 5), 2, window=3)
+    lenets = (
+        small[:1]
+        if quick
+        else (
+            Size(28, 1, (6, 16), 128),
+            Size(28, 1, (32, 64), 64),
+            Size(28, 1, (32, 64), 64, window=3),
+        )
+    )
+    resnets = small[1:] if quick else (Size(32, 3, (16, 32, 64, 128), 16, window=3),)
     for kind, make, sizes in (("lenet", lenet_entry, lenets), ("resnet18", resnet_entry, resnets)):
         for size in sizes:
             channels = ",".join(map(str, size.channels))
             image = f"{size.side}x{size.side}x{size.colours}"
-            name = f"network-{kind}-{image}-C{channels}-B{size.batch}"
+            name = f"network-{kind}-{image}-K{size.window}-C{channels}-B{size.batch}"
             yield name, partial(make, name, size)
 
 
 def lenet_entry(name: str, size: Size) -> Entry:
     """Every way on the same parameters and batch, held against the reference in float64."""
-    model = lenet(LeNetConfig((size.side, size.side, size.colours), CLASSES, size.channels))
+    image = size.side, size.side, size.colours
+    model = lenet(LeNetConfig(image, CLASSES, size.channels, window=size.window))
     params = jax.jit(model.init)(jax.random.key(0))
 
     def reference(params: PyTree, x: jax.Array, labels: jax.Array) -> jax.Array:
