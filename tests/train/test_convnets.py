@@ -1,6 +1,7 @@
 """Convnets in training: settings, images, running statistics, resuming, both gradients."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 from jaxprop.models.batch_statistics import initial, updated
+from jaxprop.models.resnet import ResNetConfig
+from jaxprop.train import networks
 from jaxprop.train.command import main
 from jaxprop.train.config import Config, Network, as_json, from_json
 from jaxprop.train.data import Split, split
@@ -32,6 +35,12 @@ RESNET: dict[str, Any] = {
     "activations": ("relu",),
 }
 EACH = {"lenet": LENET, "resnet18": RESNET}
+
+
+@pytest.fixture(autouse=True)
+def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block in each stage: eight take minutes to compile, and are tested in tests/models."""
+    monkeypatch.setattr(networks, "ResNetConfig", partial(ResNetConfig, depths=(1, 1, 1, 1)))
 
 
 def images(examples: int = 40) -> Split:
