@@ -128,27 +128,32 @@ def test_weights_along_time_start_orthogonal_and_the_forget_gate_open() -> None:
     assert 0.7 * (6 / 8) ** 0.5 < np.abs(blocks["w_x"]).max() <= (6 / 8) ** 0.5
 
 
+MAIN = ["algebra", "linearity", "purity", "residuals"]
+MOST = ["contract", "numerics", "transforms", *MAIN]
+
+
 @pytest.mark.slow
 @each_cell
 def test_the_checker_passes_at_its_main_checks(make: Callable) -> None:
     model = make()
-    report = checked(model.network, model, ["algebra", "linearity", "purity", "residuals"])
+    report = checked(model.network, model, MAIN)
     assert report.verdict == "PASS", str(report)
 
 
 @pytest.mark.slow
-def test_the_checker_passes_at_all_its_checks_on_the_cost() -> None:
-    """jit, vmap, scan, remat and meshes too; some minutes of compilation."""
+def test_the_checker_passes_at_most_of_its_checks_on_the_cost() -> None:
+    """Under jit, vmap, scan and remat too; meshes have tests of their own."""
     model = tiny_lstm(depth=1)
-    report = checked(model.cost, model, None, jnp.asarray(LABELS))
+    report = checked(model.cost, model, MOST, jnp.asarray(LABELS, jnp.int32))
     assert report.verdict == "PASS", str(report)
 
 
-def checked(rule: Any, model: LanguageModel, checks: Any, *labels: jax.Array) -> Any:
+def checked(rule: Any, model: LanguageModel, checks: list[str], *labels: jax.Array) -> Any:
+    """The report of a network as it is trained: parameters of float32, tokens of 32 bits."""
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), parameters(model))
-    chosen = {} if checks is None else {"checks": checks}
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.int32), inputs())
     with jax.numpy_dtype_promotion("standard"):
-        return jaxprop.check(rule, params, inputs(), *labels, **chosen)
+        return jaxprop.check(rule, params, narrow, *labels, checks=checks)
 
 
 @pytest.mark.slow
