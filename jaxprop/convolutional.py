@@ -4,7 +4,6 @@ Pooling needs none: `chain` takes `max_pool.bind(window=..., stride=..., padding
 `global_avg_pool`, as they are.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, NamedTuple
@@ -13,7 +12,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxprop.installing import PyTree, Saved
-from jaxprop.layers import Initializer, Layer, Shape, check_activation, elementwise, parameters
+from jaxprop.layers import (
+    Initializer,
+    Layer,
+    Shape,
+    affine_step,
+    check_activation,
+    elementwise,
+    parameters,
+)
 from jaxprop.rule import Rule
 from jaxprop.rules.activations import identity
 from jaxprop.rules.conv import conv
@@ -98,24 +105,8 @@ def convolution(
 
     reference.__name__ = "convolution"
     reference.__doc__ = convolution.__doc__
-    quantities = {"a": _affine(affine, init), "h": elementwise(activation)}
+    quantities = {"a": affine_step(affine, init), "h": elementwise(activation)}
     return Layer(reference, forward, backward, init=init, quantities=quantities)
-
-
-def _affine(rule: Rule, init: Callable[..., PyTree]) -> Layer:
-    """The first step of the layer, by itself: a = conv(x, w) + b."""
-
-    def affine(params: PyTree, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        return rule.reference(x, params["w"], params.get("b"))
-
-    def forward(params: PyTree, x: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Saved]:
-        return rule.forward(x, params["w"], params.get("b"))
-
-    def backward(res: Saved, g: jax.Array) -> tuple[PyTree, jax.Array, None]:
-        dx, dw, db = rule.backward(res, g)
-        return parameters(dw, db), dx, None
-
-    return Layer(affine, forward, backward, init=init)
 
 
 @jax.tree_util.register_dataclass

@@ -139,21 +139,21 @@ def dense(
 
     reference.__name__ = "dense"
     reference.__doc__ = dense.__doc__
-    quantities = {"a": _affine(init), "h": elementwise(activation)}
+    quantities = {"a": affine_step(linear, init), "h": elementwise(activation)}
     return Layer(reference, forward, backward, init=init, quantities=quantities)
 
 
-def _affine(init: Callable[..., PyTree]) -> Layer:
-    """The first step of a dense layer, by itself: a = x @ w + b."""
+def affine_step(rule: Rule, init: Callable[..., PyTree]) -> Layer:
+    """The first step of a layer, by itself: a = rule(x, w, b), of linear or a convolution."""
 
     def affine(params: PyTree, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        return linear.reference(x, params["w"], params.get("b"))
+        return rule.reference(x, params["w"], params.get("b"))
 
     def forward(params: PyTree, x: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Saved]:
-        return linear.forward(x, params["w"], params.get("b"))
+        return rule.forward(x, params["w"], params.get("b"))
 
     def backward(res: Saved, g: jax.Array) -> tuple[PyTree, jax.Array, None]:
-        dx, dw, db = linear.backward(res, g)
+        dx, dw, db = rule.backward(res, g)
         return parameters(dw, db), dx, None
 
     return Layer(affine, forward, backward, init=init)

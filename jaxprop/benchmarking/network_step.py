@@ -1,7 +1,7 @@
 """A network's whole training step as a contender: one step of AdamW, jitted, the state donated."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxprop.benchmarking.timing import Contender, memory
+from jaxprop.benchmarking.timing import Contender, Entry, memory
 from jaxprop.benchmarking.torch_process import RATE, start
 from jaxprop.installing import PyTree
 
@@ -34,6 +34,41 @@ def truth_of(cost: Cost, params: PyTree, batch: Batch) -> Truth:
         wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
         loss, dparams = jax.jit(jax.value_and_grad(cost))(wide, *batch)
         return Truth(float(loss), float(optax.tree.norm(dparams)))
+
+
+# Of parameters, a library's own and the cost over them; ImportError where it is not installed.
+Make = Callable[[PyTree], tuple[PyTree, Cost]]
+
+
+def network_entry(
+    name: str,
+    baselines: tuple[str, ...],
+    ways: Mapping[str, tuple[PyTree, Gradient]],
+    peers: Mapping[str, Make],
+    torch: tuple[str, Any],
+    params: PyTree,
+    batch: Batch,
+    truth: Truth,
+) -> Entry:
+    """The entry of a network: its ways in JAX, and those libraries that are installed.
+
+    torch: the module that makes it in PyTorch, and the shape that it is given.
+    """
+    ways = dict(ways)
+    for library, make in peers.items():
+        try:
+            theirs, cost = make(params)
+        except ImportError:
+            continue
+        ways[library] = theirs, jax.value_and_grad(cost)
+    contenders = {
+        way: step_contender(gradient, theirs, batch, truth)
+        for way, (theirs, gradient) in ways.items()
+    }
+    eager = torch_contender(*torch, params, batch, truth)
+    if eager is not None:
+        contenders["PyTorch eager"] = eager
+    return Entry(name, baselines, contenders, settle=True)
 
 
 def step_contender(

@@ -16,8 +16,7 @@ from jaxprop.benchmarking.gpt_peers import equinox_gpt, flax_gpt
 from jaxprop.benchmarking.gpt_plain import plain_costs
 from jaxprop.benchmarking.network_step import (
     Gradient,
-    step_contender,
-    torch_contender,
+    network_entry,
     truth_of,
 )
 from jaxprop.benchmarking.timing import Entry
@@ -65,20 +64,9 @@ def gpt_entry(name: str, size: Size) -> Entry:
     }
     for kind, cost in plain_costs(config).items():
         ways[kind] = params, jax.value_and_grad(cost)
-    for library, make in {"Flax NNX": flax_gpt, "Equinox": equinox_gpt}.items():
-        try:
-            theirs, cost = make(config, params)
-        except ImportError:
-            continue
-        ways[library] = theirs, jax.value_and_grad(cost)
-    contenders = {
-        way: step_contender(gradient, theirs, batch, truth)
-        for way, (theirs, gradient) in ways.items()
-    }
-    torch = torch_contender("jaxprop.benchmarking.gpt_torch", config, params, batch, truth)
-    if torch is not None:
-        contenders["PyTorch eager"] = torch
-    return Entry(name, BASELINES, contenders, settle=True)
+    peers = {"Flax NNX": partial(flax_gpt, config), "Equinox": partial(equinox_gpt, config)}
+    torch = "jaxprop.benchmarking.gpt_torch", config
+    return network_entry(name, BASELINES, ways, peers, torch, params, batch, truth)
 
 
 def _by_hand(config: Gpt2Config, **options: Any) -> Gradient:

@@ -22,8 +22,7 @@ from jaxprop.benchmarking.convolutional_peers import (
 )
 from jaxprop.benchmarking.network_step import (
     Gradient,
-    step_contender,
-    torch_contender,
+    network_entry,
     truth_of,
 )
 from jaxprop.benchmarking.timing import Entry
@@ -110,22 +109,9 @@ def _entry(
     x = jax.random.normal(jax.random.key(1), shape)
     batch = x, jax.random.randint(jax.random.key(2), (size.batch,), 0, CLASSES)
     truth = truth_of(reference, params, batch)
-    ways: dict[str, tuple[PyTree, Gradient]] = {"by hand": (params, by_hand)}
-    for library, make in peers.items():
-        try:
-            theirs, cost = make(params)
-        except ImportError:
-            continue
-        ways[library] = theirs, jax.value_and_grad(cost)
-    contenders = {
-        way: step_contender(gradient, theirs, batch, truth)
-        for way, (theirs, gradient) in ways.items()
-    }
-    module = "jaxprop.benchmarking.convolutional_torch"
-    torch = torch_contender(module, size, params, batch, truth)
-    if torch is not None:
-        contenders["PyTorch eager"] = torch
-    return Entry(name, BASELINES, contenders, settle=True)
+    torch = "jaxprop.benchmarking.convolutional_torch", size
+    ways = {"by hand": (params, by_hand)}
+    return network_entry(name, BASELINES, ways, peers, torch, params, batch, truth)
 
 
 def _in_dtype_of(params: Any, x: jax.Array) -> jax.Array:

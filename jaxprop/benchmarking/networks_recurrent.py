@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 import jaxprop
-from jaxprop.benchmarking.network_step import Gradient, step_contender, torch_contender, truth_of
+from jaxprop.benchmarking.network_step import Gradient, network_entry, truth_of
 from jaxprop.benchmarking.recurrent_peers import equinox_lstm, flax_lstm, plain_lstms
 from jaxprop.benchmarking.timing import Entry
 from jaxprop.installing import PyTree
@@ -57,17 +57,6 @@ def lstm_entry(name: str, size: Size) -> Entry:
     ways: dict[str, tuple[PyTree, Gradient]] = {"by hand": (params, by_hand)}
     for kind, cost in plain_lstms().items():
         ways[kind] = params, jax.value_and_grad(cost)
-    for library, make in {"Flax NNX": flax_lstm, "Equinox": equinox_lstm}.items():
-        try:
-            theirs, cost = make(config, params)
-        except ImportError:
-            continue
-        ways[library] = theirs, jax.value_and_grad(cost)
-    contenders = {
-        way: step_contender(gradient, theirs, batch, truth)
-        for way, (theirs, gradient) in ways.items()
-    }
-    torch = torch_contender("jaxprop.benchmarking.recurrent_torch", config, params, batch, truth)
-    if torch is not None:
-        contenders["PyTorch eager"] = torch
-    return Entry(name, BASELINES, contenders, settle=True)
+    peers = {"Flax NNX": partial(flax_lstm, config), "Equinox": partial(equinox_lstm, config)}
+    torch = "jaxprop.benchmarking.recurrent_torch", config
+    return network_entry(name, BASELINES, ways, peers, torch, params, batch, truth)

@@ -48,13 +48,6 @@ def standardised(x: jax.Array, found: Moments) -> jax.Array:
     return found.inv_std * ((x - found.rough) - found.rest)
 
 
-def unstandardised(
-    dx_hat: jax.Array, x_hat: jax.Array, inv_std: jax.Array, axes: Sequence[int]
-) -> jax.Array:
-    """dx: of dx_hat, what would move the mean or the variance of x_hat is taken out."""
-    return inv_std * (dx_hat - mean(dx_hat, axes) - x_hat * mean(x_hat * dx_hat, axes))
-
-
 def scaled(x_hat: jax.Array, gamma: jax.Array | None) -> jax.Array:
     return x_hat if gamma is None else gamma.astype(x_hat.dtype) * x_hat
 

@@ -13,11 +13,11 @@ from jaxprop.rule import Case, Rule
 from jaxprop.rules.standardised import (
     Moments,
     check_eps,
+    mean,
     moments,
     scaled,
     standardised,
     sum_rows,
-    unstandardised,
 )
 from jaxprop.samples import normal
 
@@ -171,7 +171,8 @@ def weight_standardize_forward(
 def weight_standardize_backward(res: WeightStandardizeResiduals, g: jax.Array) -> tuple[jax.Array]:
     w, found = res
     y = standardised(up(w), found)  # F1, F3, recomputed
-    return (unstandardised(up(g), y, found.inv_std, _inputs(w)),)  # B2
+    g, inputs = up(g), _inputs(w)
+    return (found.inv_std * (g - mean(g, inputs) - y * mean(g * y, inputs)),)  # B2
 
 
 def weight_norm_reference(v: jax.Array, gain: jax.Array) -> jax.Array:
