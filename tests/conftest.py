@@ -6,6 +6,7 @@ float32 result is held against). A module that checks algebra alone asks for it 
 `pytestmark = pytest.mark.usefixtures("x64")`.
 """
 
+import itertools
 import os
 from collections.abc import Iterator
 
@@ -20,12 +21,22 @@ import pytest
 # What the library computes must not lean on implicit promotion: its caller's may be strict.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+# jax keeps every program it has compiled: a process held 4 GiB after 350 of the slow tests, and
+# one that ran a thousand of them was ended by the system.
+TESTS_BETWEEN_CLEARINGS = 50
+finished = itertools.count(1)
+
 
 @pytest.fixture
 def x64() -> Iterator[None]:
     """Float64 for the algebra: arrays and Python numbers are float64 unless they say more."""
     with jax.enable_x64(True):
         yield
+
+
+def pytest_runtest_logfinish() -> None:
+    if next(finished) % TESTS_BETWEEN_CLEARINGS == 0:
+        jax.clear_caches()
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
