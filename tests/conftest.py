@@ -27,6 +27,15 @@ TESTS_BETWEEN_CLEARINGS = 50
 finished = itertools.count(1)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Compiled programs are shared by the processes of a run, and by runs: most of the time that
+    the tests take is compilation. `--cache-clear` forgets them.
+    """
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
     """Float64 for the algebra: arrays and Python numbers are float64 unless they say more."""
