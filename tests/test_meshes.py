@@ -24,8 +24,8 @@ from tests.subjects import (
     both_ways,
     eight_rows,
     gradient,
-    straining,
     subject,
+    varied,
     weighted_sum,
 )
 from tests.tolerances import assert_near
@@ -75,7 +75,7 @@ def assert_as_automatic(f: Callable, args: tuple, mesh: Mesh, specs: tuple, chec
 
 
 @CHECKS
-@pytest.mark.parametrize("rule", straining())
+@pytest.mark.parametrize("rule", varied())
 @pytest.mark.usefixtures("x64")
 def test_a_rule_inside_shard_map(rule: Rule, check_vma: bool) -> None:
     rule, args = subject(rule)

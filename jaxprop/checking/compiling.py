@@ -4,7 +4,7 @@ Only where the arithmetic is judged in float64. What is compiled as users have i
 people train in, and jit itself) goes through plain `jax.jit`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -12,7 +12,7 @@ import jax
 
 # A quarter of the time to compile on a CPU, or half where only the last is known: which options
 # there are changes with the version of XLA, and one that it does not know is an error.
-QUICK = (
+QUICK: tuple[dict[str, Any], ...] = (
     {
         "xla_backend_optimization_level": 0,
         "xla_cpu_parallel_codegen_split_count": 1,
@@ -28,12 +28,12 @@ def quickly(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @cache
-def _options(platform: str) -> Mapping[str, Any] | None:
+def _options(platform: str) -> dict[str, Any] | None:
     """The quickest that the installed XLA takes; none but for CPUs."""
     return next(filter(_taken, QUICK), None) if platform == "cpu" else None
 
 
-def _taken(options: Mapping[str, Any]) -> bool:
+def _taken(options: dict[str, Any]) -> bool:
     nothing = jax.jit(lambda: 0.0, compiler_options=options)
     try:
         nothing.lower().compile()

@@ -246,12 +246,15 @@ def test_the_script_checks_on_several_devices_with_a_bar_on_a_terminal(tmp_path:
 @pytest.mark.slow
 def test_the_script_stops_at_ctrl_c(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
+    # What a shell runs in the background ignores Ctrl-C, and so would a child of such tests.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     running = subprocess.Popen(
         [sys.executable, ROOT / "scripts" / "check_vjps.py", *QUICK, "--json", out],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+    signal.signal(signal.SIGINT, before)
     assert running.stdout is not None
     for printed in running.stdout:
         if printed.startswith("linear"):

@@ -50,8 +50,16 @@ def failure(capsys: pytest.CaptureFixture, *arguments: str) -> str:
         (["--optimiser", "adom"], "--optimiser must be one of"),
         (["--schedule", "cosin"], "--schedule must be one of"),
         (["--plant", "E6"], "--plant must be one of E1, E2"),
-        (["--plant", "E9"], "It shows where there is a penalty on the biases too"),
-        (["--plant", "E3", "--layers", "9", "7"], "--plant E3 must change the gradient"),
+        pytest.param(
+            ["--plant", "E9"],
+            "It shows where there is a penalty on the biases too",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["--plant", "E3", "--layers", "9", "7"],
+            "--plant E3 must change the gradient",
+            marks=pytest.mark.slow,
+        ),
         (["--plant", "E5", "--activity-penalty", "l2"], "without an activity penalty"),
         (["--dataset", "mnist"], "mnist needs the file train-images-idx3-ubyte.gz or"),
         (["--dataset", "cifar10", "--data-dir", "nowhere"], "in nowhere, and there is none"),

@@ -73,6 +73,7 @@ def test_E3_leaves_the_layers_above_it_right() -> None:
     assert not is_same(dparams["hidden_1"]["w"], right["hidden_1"]["w"])
 
 
+@pytest.mark.slow
 def test_E5_reverses_the_penalty_and_N9_doubles_it() -> None:
     J, args = problem()
     for slip, times in (("E5", -2), ("N9", 1)):
@@ -82,6 +83,7 @@ def test_E5_reverses_the_penalty_and_N9_doubles_it() -> None:
         assert_near(excess, expected, reduced=1024)
 
 
+@pytest.mark.slow
 def test_E9_needs_a_penalty_on_the_biases() -> None:
     (_, dparams), (_, right) = gradients(*problem(leaves="*/w"), SLIPS["E9"].lines)
     assert_near(dparams, right, reduced=64)
