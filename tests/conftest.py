@@ -29,8 +29,10 @@ finished = itertools.count(1)
 
 def pytest_configure(config: pytest.Config) -> None:
     """Compiled programs are shared by the processes of a run, and by runs: most of the time that
-    the tests take is compilation. `--cache-clear` forgets them.
+    the tests take is compilation. `--cache-clear` forgets them, `-p no:cacheprovider` has none.
     """
+    if not config.pluginmanager.hasplugin("cacheprovider"):
+        return
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
