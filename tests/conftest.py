@@ -21,8 +21,8 @@ import pytest
 # What the library computes must not lean on implicit promotion: its caller's may be strict.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-# jax keeps every program it has compiled: a process held 4 GiB after 350 of the slow tests, and
-# one that ran a thousand of them was ended by the system.
+# jax keeps every program it has compiled: a process held 4 GiB after 350 of the slow tests, and in
+# CI, where it was to run a thousand, one did not live to the end.
 TESTS_BETWEEN_CLEARINGS = 50
 finished = itertools.count(1)
 
@@ -43,6 +43,13 @@ def x64() -> Iterator[None]:
     """Float64 for the algebra: arrays and Python numbers are float64 unless they say more."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def programs_dropped() -> Iterator[None]:
+    """A check compiles a hundred programs and more that no other test runs."""
+    yield
+    jax.clear_caches()
 
 
 def pytest_runtest_logfinish() -> None:

@@ -6,9 +6,7 @@ takes every third rule in full, from the first on; CI takes each third in its tu
 """
 
 import os
-from collections.abc import Iterator
 
-import jax
 import pytest
 
 import jaxprop
@@ -20,16 +18,9 @@ from tests.rules.oracle import ids
 QUICK = ("algebra", "linearity")
 THIRD = os.environ.get("CATALOGUE_THIRD")
 IN_FULL = jaxprop.CATALOGUE if THIRD is None else jaxprop.CATALOGUE[int(THIRD) :: 3]
-# Transformations, meshes and purity are the installer's, and the same for every setting.
-# `scripts/check_vjps.py` checks all at all of them.
-VALUES = ("contract", "algebra", "linearity", "numerics", "edges", "shapes")
-
-
-@pytest.fixture
-def programs_dropped() -> Iterator[None]:
-    """A full check compiles hundreds of programs that no other test runs."""
-    yield
-    jax.clear_caches()
+# Transformations, meshes and purity are the installer's, and the same for every setting; second
+# order takes too long for more than one. `scripts/check_vjps.py` checks all at all of them.
+VALUES = ("contract", "algebra", "linearity", "numerics", "edges", "shapes", "residuals")
 
 
 @pytest.mark.parametrize("rule", jaxprop.CATALOGUE, ids=ids)

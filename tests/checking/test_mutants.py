@@ -1,8 +1,5 @@
 """Every wrong function must be found, by the right check, under the right name."""
 
-from collections.abc import Iterator
-
-import jax
 import pytest
 
 from jaxprop.checking import check
@@ -26,13 +23,6 @@ CASES = [
     )
     for mutant in MUTANTS
 ]
-
-
-@pytest.fixture
-def programs_dropped() -> Iterator[None]:
-    """Those of a mutant, a hundred or more, are run by nobody else."""
-    yield
-    jax.clear_caches()
 
 
 @pytest.mark.usefixtures("programs_dropped")

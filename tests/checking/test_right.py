@@ -2,7 +2,7 @@
 
     CHECK_SEEDS=20 .venv/bin/python -m pytest -m slow tests/checking/test_right.py
 
-takes twenty seeds, as docs/checking.md reports them; CI takes one.
+takes twenty seeds, as docs/checking.md reports them. CI leaves these out: an hour of a core.
 """
 
 import os
