@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from jaxprop import explicit_axes, installing
 from jaxprop.array_types import PyTree, as_arrays, tree_type
@@ -65,6 +66,16 @@ def _no_cases() -> Sequence[Case]:
     return ()
 
 
+def _cases_of_arrays(cases: Callable[[], Sequence[Case]]) -> list[Case]:
+    """The cases, their NumPy arrays jax arrays, as a function's body sees them."""
+    return [case._replace(args=jax.tree.map(_as_jax, case.args)) for case in cases()]
+
+
+def _as_jax(leaf: Any) -> Any:
+    """A jax array of a NumPy one; jnp.asarray would compile a copy for every shape."""
+    return jax.device_put(leaf) if isinstance(leaf, (np.ndarray, np.generic)) else leaf
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Rule:
     """A function with a hand-written backward pass.
@@ -107,6 +118,7 @@ class Rule:
             "bound": {},
             "forward": partial(_installed_forward, self),
             "backward": partial(_installed_backward, self),
+            "cases": partial(_cases_of_arrays, self.cases),
             "_raw": _Raw(self.forward, self.backward, signature, {}),
             "__name__": name,
             "__doc__": self.reference.__doc__,

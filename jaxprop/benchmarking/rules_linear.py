@@ -141,9 +141,9 @@ def _called(layer: Layer) -> Way:
 
 
 def _x(dtype: str, rows: int, width: int) -> jax.Array:
-    return normal(0, rows, width).astype(dtype)
+    return jnp.asarray(normal(0, rows, width), dtype)
 
 
 def _w(seed: int, *shape: int) -> jax.Array:
     """float32, whatever the data, and of a size that keeps that of x."""
-    return normal(seed, *shape) * shape[0] ** -0.5
+    return jnp.asarray(normal(seed, *shape) * shape[0] ** -0.5)

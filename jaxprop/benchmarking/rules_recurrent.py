@@ -87,7 +87,7 @@ def _ways(step: Callable, states: int) -> dict[str, Way]:
 
 
 def _x(dtype: str, shape: Shape) -> jax.Array:
-    return normal(0, shape.batch, shape.steps, shape.width).astype(dtype)
+    return jnp.asarray(normal(0, shape.batch, shape.steps, shape.width), dtype)
 
 
 def _zeros(dtype: str, shape: Shape) -> jax.Array:
@@ -98,4 +98,4 @@ def _weights(shape: Shape, gates: int) -> tuple[jax.Array, jax.Array, jax.Array]
     """float32, whatever the data."""
     k, scale = gates * shape.width, shape.width**-0.5
     w_x, w_h = normal(1, shape.width, k) * scale, normal(2, shape.width, k) * scale
-    return w_x, w_h, normal(3, k) / 10
+    return jnp.asarray(w_x), jnp.asarray(w_h), jnp.asarray(normal(3, k) / 10)

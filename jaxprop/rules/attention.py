@@ -11,7 +11,7 @@ from jaxprop.precision import matmul, up
 from jaxprop.rule import Case, Rule
 from jaxprop.rules.attention_operands import Operands, operands
 from jaxprop.rules.blockwise_attention import backward_in_tiles, forward_in_tiles
-from jaxprop.samples import normal
+from jaxprop.samples import normal, replaced
 
 
 def attention_reference(
@@ -184,7 +184,7 @@ def attention_cases() -> list[Case]:
     mask = normal(5, 2, 1, 7, 7) > -0.5
     segments = jnp.array([[0, 0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 2, 2, 2]], jnp.int32)
     low, at_inf = jnp.bfloat16, jnp.where(mask, 0.0, -jnp.inf)
-    blind = mask.at[0, 0, 1].set(False)
+    blind = replaced(mask, (0, 0, 1), False)
     causal, dense = {"causal": True}, {"causal": False}
     tiled = {"causal": True, "window": 3, "soft_cap": 2.0, "block_size": 2}
     symmetric = {"causal": False, "window": 2, "query_offset": 1, "soft_cap": 5.0, "block_size": 4}
@@ -217,7 +217,7 @@ def _one_head(keys: int) -> dict[str, jax.Array | bool | float | None]:
         for i, shape in enumerate([(4, 4), (keys, 4), (keys, 4), (4, keys), (4, keys)])
     )
     arrays = {"q": q, "k": k, "v": v, "bias": bias, "scale": jnp.float32(0.7)}
-    mask = (mask > -0.5).at[1].set(False)
+    mask = replaced(mask > -0.5, 1, False)
     absent = dict.fromkeys(("q_segments", "k_segments", "window", "query_offset"))
     return {**arrays, **absent, "mask": mask, "causal": False, "soft_cap": 2.0}
 

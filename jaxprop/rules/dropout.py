@@ -250,7 +250,7 @@ def drop_path_cases() -> list[Case]:
     ]
 
 
-def _edges(x: jax.Array, key: jax.Array) -> list[Case]:
+def _edges(x: np.ndarray, key: jax.Array) -> list[Case]:
     rates = {"nothing dropped": 0.0, "all dropped": 1.0}
     ends = [Case(name, (x, jnp.float32(r), key), edge=True) for name, r in rates.items()]
     return [*ends, Case("empty", (x[:0], jnp.float32(0.5), key), edge=True)]
@@ -269,13 +269,13 @@ def gaussian_noise_cases() -> list[Case]:
     ]
 
 
-def _noise(key: jax.Array, x: jax.Array) -> jax.Array:
+def _noise(key: jax.Array, x: np.ndarray) -> jax.Array:
     """The noise in float64, as the derivation is evaluated."""
     with jax.enable_x64(True):
-        return _normal(key, x.astype(jnp.float64))
+        return _normal(key, jnp.asarray(x, jnp.float64))
 
 
-def _arguments() -> tuple[jax.Array, jax.Array, jax.Array]:
+def _arguments() -> tuple[np.ndarray, jax.Array, jax.Array]:
     return normal(0, 4, 3), jnp.float32(0.25), jax.random.key(3)
 
 

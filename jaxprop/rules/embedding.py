@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprop.precision import at_least_float32, floating
 from jaxprop.rule import Case, Rule
@@ -84,7 +85,7 @@ def embedding_backward(res: EmbeddingResiduals, g: jax.Array) -> tuple[None, jax
 def embedding_cases() -> list[Case]:
     table, tokens = (
         normal(0, 7, 4),
-        jnp.array([[3, 0, 6, 3], [3, 3, 1, 0], [5, 6, 0, 2]], jnp.int32),
+        np.array([[3, 0, 6, 3], [3, 3, 1, 0], [5, 6, 0, 2]], np.int32),
     )
     given = {"tokens": tokens[0]}
     return [

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxprop.precision import up
@@ -19,7 +20,7 @@ from jaxprop.rules.standardised import (
     standardised,
     sum_held_rows,
 )
-from jaxprop.samples import normal
+from jaxprop.samples import normal, replaced
 
 ROW = (-1,)
 
@@ -177,13 +178,13 @@ def row_cases(parameters: int) -> list[Case]:
     x = 2 * normal(10, 4, 5) + 1
     odd = normal(11, 2, 1, 7)
 
-    def with_parameters(x: jax.Array) -> tuple[jax.Array, ...]:
+    def with_parameters(x: np.ndarray) -> tuple[np.ndarray, ...]:
         gamma, beta = normal(12, 2, x.shape[-1])
         return (x, gamma + 1, beta)[: parameters + 1]
 
     absent = dict(zip(("gamma", "beta")[:parameters], (jnp.ones(5), jnp.zeros(5)), strict=False))
     options = {"eps": 1e-5}
-    constant = x.at[1].set(3.0)
+    constant = replaced(x, 1, 3.0)
     return [
         Case("rows", with_parameters(x), options),
         Case("batch of one", with_parameters(x[:1]), options),

@@ -214,12 +214,12 @@ def rotary_cases() -> list[Case]:
     ]
 
 
-def _at_scope(name: str, x: jax.Array, positions: jax.Array, options: dict) -> Case:
+def _at_scope(name: str, x: np.ndarray, positions: jax.Array, options: dict[str, Any]) -> Case:
     """A case whose `given` are its first example and head, and what the derivation names there."""
     head = x if x.ndim == 2 else x[..., 0, :]
     head = head if head.ndim == 2 else head[0]
     at = positions if positions.ndim == 1 else positions[0]
-    width = options.get("part", head.shape[-1])
+    width = options.get("part") or head.shape[-1]
     feature = np.arange(head.shape[-1])
     if options.get("interleaved"):
         pair, first = feature // 2, feature % 2 == 0

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxprop.precision import floating, up
@@ -252,21 +253,21 @@ def _checked(owner: str, x: jax.Array, mask: jax.Array | None, axis: int) -> jax
 
 def softmax_cases() -> list[Case]:
     x, odd = 2 * normal(0, 4, 5), normal(1, 2, 3, 7)
-    masked = jnp.where(jnp.eye(4, 5, dtype=bool), -jnp.inf, x)
+    masked = np.where(np.eye(4, 5, dtype=bool), -np.float32(np.inf), x)
     rows = {"x": x, "mask": None, "axis": -1}
     return [
         Case("rows", (x,)),
-        Case("a mask", (x, ~jnp.eye(4, 5, dtype=bool)), given=rows),
+        Case("a mask", (x, ~np.eye(4, 5, dtype=bool)), given=rows),
         Case("one class", (x[:, :1],)),
         Case("vector", (x[0],)),
         Case("axis 0", (x,), {"axis": 0}, given=rows),
         Case("axis 1 of 3", (odd,), {"axis": 1}, given=rows),
         Case("bfloat16", (x.astype(jnp.bfloat16),)),
-        Case("ties", (jnp.zeros_like(x),), edge=True),
+        Case("ties", (0 * x,), edge=True),
         Case("large", (1e4 * x,), edge=True),
         Case("masked", (masked,), edge=True),
-        Case("a row masked", (x, (jnp.arange(4) > 0)[:, None]), edge=True),
-        Case("all masked", (jnp.full((2, 3), -jnp.inf, jnp.float32),), edge=True),
+        Case("a row masked", (x, (np.arange(4) > 0)[:, None]), edge=True),
+        Case("all masked", (np.full((2, 3), -np.inf, np.float32),), edge=True),
         Case("empty", (x[:0],), edge=True),
         Case("no class", (x[:, :0],), edge=True),
     ]
@@ -277,12 +278,12 @@ def log_softmax_cases() -> list[Case]:
     rows = {"x": x, "mask": None, "axis": -1}
     return [
         Case("rows", (x,)),
-        Case("a mask", (x, ~jnp.eye(4, 5, dtype=bool)), given=rows),
+        Case("a mask", (x, ~np.eye(4, 5, dtype=bool)), given=rows),
         Case("axis 1 of 3", (odd,), {"axis": 1}, given=rows),
         Case("bfloat16", (x.astype(jnp.bfloat16),)),
-        Case("ties", (jnp.zeros_like(x),), edge=True),
+        Case("ties", (0 * x,), edge=True),
         Case("large", (1e4 * x,), edge=True),
-        Case("a row masked", (x, (jnp.arange(4) > 0)[:, None]), edge=True),
+        Case("a row masked", (x, (np.arange(4) > 0)[:, None]), edge=True),
         Case("empty", (x[:0],), edge=True),
     ]
 
@@ -293,13 +294,13 @@ def logsumexp_cases() -> list[Case]:
     row = {"x": x[0], "mask": None, "axis": -1}
     return [
         Case("rows", (x,), last, given=row),
-        Case("a mask", (x, ~jnp.eye(4, 5, dtype=bool)), last, given=row),
+        Case("a mask", (x, ~np.eye(4, 5, dtype=bool)), last, given=row),
         Case("axis 1 of 3", (odd,), {"axis": 1}, given=row),
         Case("bfloat16", (x.astype(jnp.bfloat16),), last, given=row),
-        Case("ties", (jnp.zeros_like(x),), last, given=row, edge=True),
+        Case("ties", (0 * x,), last, given=row, edge=True),
         Case("large", (1e4 * x,), last, edge=True),
-        Case("a row masked", (x, (jnp.arange(4) > 0)[:, None]), last, edge=True),
-        Case("all masked", (jnp.full((2, 3), -jnp.inf, jnp.float32),), last, edge=True),
+        Case("a row masked", (x, (np.arange(4) > 0)[:, None]), last, edge=True),
+        Case("all masked", (np.full((2, 3), -np.inf, np.float32),), last, edge=True),
         Case("empty", (x[:0],), last, edge=True),
     ]
 
