@@ -32,6 +32,7 @@ def convolution_entries(quick: bool) -> Iterator[tuple[str, Callable[[], Entry]]
             "strided": (batch, size // 2, size // 2, 64),
             "groups": (batch, size // 4, size // 4, 64),
             "depthwise": (batch, size // 4, size // 4, 64),
+            "colours": (batch, size // 2, size // 2, 3),
         },
         conv_transpose: {"": (batch, size // 4, size // 4, 64)},
         causal_depthwise_conv: {"": (batch // 2, 64 if quick else 512, 256)},
@@ -95,12 +96,14 @@ def global_avg_pool(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
     return _entry(name, ways, (_normal(dtype, shape),))
 
 
-# A convolution of 64 channels, 3 by 3, as each is used: groups of 8 channels, or of one.
+# A convolution of 64 channels, 3 by 3, as each is used: groups of 8 channels, or of one; and the
+# first of a network on images in colour, of 16 outputs.
 CONVOLUTIONS: dict[str, dict[str, Any]] = {
     "dense": {},
     "strided": {"stride": (2, 2)},
     "groups": {"groups": 8},
     "depthwise": {"groups": 64},
+    "colours": {},
 }
 AXES = ("NHWC", "HWIO", "NHWC")
 
@@ -121,8 +124,9 @@ def conv(name: str, dtype: str, shape: tuple[int, ...], kind: str) -> Entry:
 
     by_hand = jaxprop.conv.bind(padding="SAME", **options)
     ways: dict[str, Way] = {"automatic": plain, "by hand": by_hand}
-    w = _normal("float32", (3, 3, 64 // options.get("groups", 1), 64), 1) / 8
-    return _entry(name, ways, (_normal(dtype, shape), w, _normal("float32", (64,), 2)))
+    outputs = 16 if kind == "colours" else 64
+    w = _normal("float32", (3, 3, shape[-1] // options.get("groups", 1), outputs), 1) / 8
+    return _entry(name, ways, (_normal(dtype, shape), w, _normal("float32", (outputs,), 2)))
 
 
 def conv_transpose(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:

@@ -7,14 +7,8 @@ import jax.numpy as jnp
 
 from jaxprop.precision import up
 from jaxprop.rule import Case, Rule
-from jaxprop.rules.convolutions import (
-    Convolution,
-    biased,
-    check_convolution,
-    convolved,
-    to_input,
-    to_kernel,
-)
+from jaxprop.rules.convolutions import Convolution, biased, by_xla, check_convolution
+from jaxprop.rules.convolving import convolved, to_input, to_kernel
 from jaxprop.rules.windows import Padding
 from jaxprop.samples import normal
 
@@ -73,7 +67,7 @@ def conv_reference(
     how = check_convolution(
         "conv", x, w, b, stride=stride, padding=padding, dilation=dilation, groups=groups
     )
-    return biased(convolved(x, w, how), b).astype(x.dtype)  # F1, F2
+    return biased(by_xla(x, w, how), b).astype(x.dtype)  # F1, F2
 
 
 @jax.tree_util.register_dataclass

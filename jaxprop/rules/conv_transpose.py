@@ -7,15 +7,8 @@ import jax.numpy as jnp
 
 from jaxprop.precision import up
 from jaxprop.rule import Case, Rule
-from jaxprop.rules.convolutions import (
-    Convolution,
-    biased,
-    check_arrays,
-    convolved,
-    reach,
-    to_input,
-    to_kernel,
-)
+from jaxprop.rules.convolutions import Convolution, biased, by_xla, check_arrays, reach
+from jaxprop.rules.convolving import convolved, to_input, to_kernel
 from jaxprop.rules.windows import Padding, check_fit, check_padding, check_per_axis
 from jaxprop.samples import normal
 
@@ -69,7 +62,7 @@ def conv_transpose_reference(
     Source: Dumoulin and Visin (2016), A guide to convolution arithmetic, section 4.
     """
     how = _check(x, w, b, stride, padding, dilation)
-    return biased(convolved(x, w, how), b).astype(x.dtype)  # F1, F2
+    return biased(by_xla(x, w, how), b).astype(x.dtype)  # F1, F2
 
 
 def _check(

@@ -1,7 +1,6 @@
-"""Convolutions of x (B, *spatial, C) with w (*window, C_in / groups, C_out), and their transposes.
+"""Convolutions of x (B, *spatial, C) with w (*window, C_in / groups, C_out), as XLA has them.
 
-All three are XLA's convolution: it is faster than gathering what a window sees and multiplying
-matrices.
+convolving.py says by which way each is computed.
 """
 
 from collections.abc import Sequence
@@ -33,28 +32,20 @@ class Convolution:
     groups: int
 
 
-def convolved(x: jax.Array, w: jax.Array, how: Convolution) -> jax.Array:
+def by_xla(x: jax.Array, w: jax.Array, how: Convolution) -> jax.Array:
     """The convolution; w in x's dtype, accumulated and returned in the dtype to compute in."""
     axes = (0, x.ndim - 1, *range(1, x.ndim - 1))
     kernel_axes = (w.ndim - 1, w.ndim - 2, *range(w.ndim - 2))
     return _convolution(x, w.astype(x.dtype), (axes, kernel_axes, axes), how)
 
 
-def to_input(g: jax.Array, w: jax.Array, how: Convolution, spatial: Sequence[int]) -> jax.Array:
-    """The cotangent of x, whose spatial axes have these lengths.
-
-    The convolution of g with w turned round and its channels exchanged within each group. Stride
-    and spread change places, and so much padding is added that every entry of w meets every g.
-    """
-    padding = []
-    lengths = zip(spatial, g.shape[1:-1], w.shape[:-2], strict=True)
-    for axis, (n, count, k) in enumerate(lengths):
-        margin = (k - 1) * how.dilation[axis]
-        before = margin - how.padding[axis][0]
-        whole = reach(n, how.spread[axis]) + margin
-        padding.append((before, whole - reach(count, how.stride[axis]) - before))
-    back = Convolution(how.spread, tuple(padding), how.dilation, how.stride, how.groups)
-    return convolved(g, _turned_round(w, how.groups), back)
+def counts(spatial: Sequence[int], window: Sequence[int], how: Convolution) -> list[int]:
+    """How many windows there are along each axis."""
+    axes = zip(spatial, window, how.spread, how.padding, how.dilation, how.stride, strict=True)
+    return [
+        (reach(n, spread) + low + high - reach(k, dilation)) // stride + 1
+        for n, k, spread, (low, high), dilation, stride in axes
+    ]
 
 
 def reach(n: int, step: int) -> int:
@@ -62,16 +53,7 @@ def reach(n: int, step: int) -> int:
     return (n - 1) * step + 1
 
 
-def _turned_round(w: jax.Array, groups: int) -> jax.Array:
-    """(*window, C_out / groups, C_in), the window back to front."""
-    *window, width, outputs = w.shape
-    flipped = jnp.flip(w, range(len(window)))
-    split = flipped.reshape(*window, width, groups, outputs // groups)
-    exchanged = jnp.moveaxis(split, (-1, -2), (-3, -2))  # C_out / groups, groups, C_in / groups
-    return exchanged.reshape(*window, outputs // groups, groups * width)
-
-
-def to_kernel(x: jax.Array, g: jax.Array, how: Convolution, window: Sequence[int]) -> jax.Array:
+def kernel_by_xla(x: jax.Array, g: jax.Array, how: Convolution, window: Sequence[int]) -> jax.Array:
     """The cotangent of w, whose window this is.
 
     The convolution of x with g as the kernel, summed over the batch as if it were channels. Stride

@@ -1,0 +1,128 @@
+"""Each way to a convolution and to its kernel gives what XLA's does, and is taken where meant."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxprop import conv
+from jaxprop.rules import convolving
+from jaxprop.rules.convolutions import Convolution, by_xla, counts, kernel_by_xla
+from jaxprop.rules.convolving import convolved, to_kernel
+from jaxprop.samples import normal
+from tests.tolerances import assert_near
+
+IMAGES = Convolution((1, 1), ((1, 1), (1, 1)), (1, 1), (1, 1), 1)
+SIGNALS = Convolution((1,), ((2, 0),), (1,), (1,), 1)
+VOLUMES = Convolution((1, 1, 1), ((0, 0), (1, 1), (1, 0)), (1, 1, 1), (1, 1, 1), 1)
+
+SIDE_BY_SIDE = {
+    "grey images": ((2, 5, 6, 1), (3, 3, 1, 6), IMAGES),
+    "three colours": ((2, 5, 6, 3), (3, 3, 3, 8), IMAGES),
+    "strides": ((2, 7, 11, 2), (3, 3, 2, 5), replace(IMAGES, stride=(2, 2))),
+    "cut off": ((2, 7, 8, 2), (3, 3, 2, 1), replace(IMAGES, padding=((0, -1), (-1, 1)))),
+    "signals": ((2, 9, 3), (4, 3, 2), SIGNALS),
+    "volumes": ((1, 3, 4, 4, 2), (2, 1, 2, 2, 4), VOLUMES),
+}
+GROUPS = {
+    "depthwise": ((2, 5, 6, 3), (3, 2, 1, 3), replace(IMAGES, groups=3)),
+    "two outputs each": ((2, 5, 6, 3), (3, 3, 1, 6), replace(IMAGES, groups=3, stride=(2, 1))),
+    "two channels each": ((2, 7, 6, 4), (2, 3, 2, 6), replace(IMAGES, groups=2, dilation=(2, 1))),
+    "spread": ((2, 3, 4, 4), (3, 3, 2, 4), replace(IMAGES, groups=2, spread=(2, 3))),
+    "signals": ((2, 9, 4), (3, 1, 4), replace(SIGNALS, groups=4)),
+    "volumes": ((1, 3, 4, 3, 4), (2, 1, 2, 2, 4), replace(VOLUMES, groups=2)),
+}
+SPREAD = {
+    "images": ((2, 3, 4, 2), (4, 3, 2, 3), replace(IMAGES, spread=(2, 2))),
+    "along one axis": ((2, 3, 4, 2), (2, 3, 2, 3), replace(IMAGES, spread=(1, 3))),
+    "dilated": ((2, 4, 2), (3, 2, 3), replace(SIGNALS, spread=(2,), dilation=(2,))),
+}
+PRODUCTS = {
+    "images": ((12, 14, 14, 32), (3, 2, 32, 2), IMAGES),
+    "dilated": ((16, 14, 15, 32), (2, 3, 32, 2), replace(IMAGES, dilation=(2, 3))),
+    "one place": ((12, 14, 14, 32), (1, 1, 32, 2), replace(IMAGES, padding=((0, 0), (0, 0)))),
+    "signals": ((7, 400, 32), (3, 32, 2), SIGNALS),
+    "volumes": ((6, 8, 8, 8, 32), (2, 1, 2, 32, 2), VOLUMES),
+}
+
+
+def drawn(shape: tuple[int, ...], kernel: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    return jnp.asarray(normal(0, *shape), jnp.float64), jnp.asarray(normal(1, *kernel), jnp.float64)
+
+
+def cotangent(shape: tuple[int, ...], kernel: tuple[int, ...], how: Convolution) -> jax.Array:
+    counted = counts(shape[1:-1], kernel[:-2], how)
+    return jnp.asarray(normal(2, shape[0], *counted, kernel[-1]), jnp.float64)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "how"),
+    [*SIDE_BY_SIDE.values(), *GROUPS.values()],
+    ids=[*(f"side by side, {name}" for name in SIDE_BY_SIDE), *(f"groups, {n}" for n in GROUPS)],
+)
+@pytest.mark.usefixtures("x64")
+def test_a_convolution_is_that_of_xla(
+    shape: tuple[int, ...], kernel: tuple[int, ...], how: Convolution
+) -> None:
+    x, w = drawn(shape, kernel)
+    assert convolving._small_groups(w.shape[:-1], how) or convolving._neighbours(x, w, how) > 1
+    y, expected = convolved(x, w, how), by_xla(x, w, how)
+    assert y.shape == expected.shape
+    assert_near(y, expected, reduced=int(np.prod(kernel[:-1])))
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "how", "way"),
+    [
+        pytest.param(*setting, way, id=f"{way}, {name}")
+        for way, settings in {
+            "_place_by_place": GROUPS,
+            "_exchanged": SPREAD,
+            "_by_products": PRODUCTS,
+        }.items()
+        for name, setting in settings.items()
+    ],
+)
+@pytest.mark.usefixtures("x64")
+def test_the_cotangent_of_w_is_that_of_xla(
+    shape: tuple[int, ...], kernel: tuple[int, ...], how: Convolution, way: str
+) -> None:
+    x, _ = drawn(shape, kernel)
+    g, window = cotangent(shape, kernel, how), kernel[:-2]
+    assert convolving._kernel_on_cpu(x, g, how, window) is getattr(convolving, way)
+    dw, expected = to_kernel(x, g, how, window), kernel_by_xla(x, g, how, window)
+    assert dw.shape == expected.shape
+    assert_near(dw, expected, reduced=g.size)
+
+
+def test_wide_products_in_one_group_are_those_of_xla() -> None:
+    x, w = jnp.zeros((2, 5, 6, 8)), jnp.zeros((3, 3, 8, 32))
+    assert convolving._neighbours(x, w, IMAGES) == 1
+    assert convolving._kernel_on_cpu(x, jnp.zeros((2, 5, 6, 32)), IMAGES, (3, 3)) is None
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_on_other_platforms_all_is_that_of_xla(groups: int) -> None:
+    """Of few outputs or small groups, and the gradient of w by products, lowered for a GPU."""
+    layer = conv.bind(padding="SAME", groups=groups)
+    x, w = jnp.zeros((12, 14, 14, 32)), jnp.zeros((3, 3, 32 // groups, 4))
+
+    def gradients(x: jax.Array, w: jax.Array) -> tuple[jax.Array, ...]:
+        y, saved = layer.forward(x, w)
+        return layer.backward(saved, y)[:2]
+
+    def convolutions(platform: str) -> int:
+        lowered = jax.jit(gradients).trace(x, w).lower(lowering_platforms=(platform,))
+        return lowered.as_text().count("stablehlo.convolution")
+
+    assert convolutions("cuda") == 3
+    assert convolutions("cpu") < 3
+
+
+def test_examples_are_taken_in_equal_parts() -> None:
+    assert convolving._examples(64, 196) == 8
+    assert convolving._examples(7, 400) == 1
+    assert convolving._examples(3, 100) == 3
+    assert convolving._examples(0, 100) == 1
