@@ -21,6 +21,8 @@ from jaxprop.array_types import vary, varying_axes
 from jaxprop.precision import matmul, up
 from jaxprop.rules.convolutions import Convolution, by_xla, counts, kernel_by_xla, reach
 
+Way = Callable[[jax.Array, jax.Array], jax.Array]
+
 # So many outputs XLA computes well at once; where there are fewer, those of neighbours with them.
 WIDE = 32
 
@@ -42,7 +44,20 @@ def convolved(x: jax.Array, w: jax.Array, how: Convolution) -> jax.Array:
     if neighbours == 1:
         return xla(x, w)
     side_by_side = partial(_side_by_side, how=how, neighbours=neighbours)
-    return lax.platform_dependent(x, w, cpu=side_by_side, default=xla)
+    return lax.platform_dependent(x, w, cpu=_if_finite(side_by_side, xla), default=xla)
+
+
+def _if_finite(way: Way, xla: Way) -> Way:
+    """For ways that multiply zeros where XLA multiplies nothing: of what is infinite they are nan.
+
+    Under vmap both are computed, so these ways are not for a batch of one, as is usual there.
+    """
+
+    def run(a: jax.Array, b: jax.Array) -> jax.Array:
+        finite = jnp.all(jnp.isfinite(a)) & jnp.all(jnp.isfinite(b))
+        return lax.cond(finite, way, xla, a, b)
+
+    return run
 
 
 def to_input(g: jax.Array, w: jax.Array, how: Convolution, spatial: Sequence[int]) -> jax.Array:
@@ -78,7 +93,10 @@ def to_kernel(x: jax.Array, g: jax.Array, how: Convolution, window: tuple[int, .
     on_cpu = _kernel_on_cpu(x, g, how, window)
     if on_cpu is None:
         return xla(x, g)
-    return lax.platform_dependent(x, g, cpu=partial(on_cpu, how=how, window=window), default=xla)
+    way: Way = partial(on_cpu, how=how, window=window)
+    if on_cpu is not _place_by_place:
+        way = _if_finite(way, xla)
+    return lax.platform_dependent(x, g, cpu=way, default=xla)
 
 
 def _kernel_on_cpu(
@@ -90,12 +108,12 @@ def _kernel_on_cpu(
     if max(how.spread) > max(how.stride):
         return _exchanged
     one_by_one = how.groups == max(*how.stride, *how.spread) == 1
-    many = prod(g.shape[:-1]) > ROWS and x.shape[-1] >= CHANNELS
+    many = len(x) > 1 and prod(g.shape[:-1]) > ROWS and x.shape[-1] >= CHANNELS
     return _by_products if one_by_one and many else None
 
 
 def _small_groups(terms: Sequence[int], how: Convolution) -> bool:
-    return how.groups > 1 and prod(terms) <= TERMS
+    return how.groups > 1 and 0 < prod(terms) <= TERMS
 
 
 def _neighbours(x: jax.Array, w: jax.Array, how: Convolution) -> int:
@@ -103,7 +121,7 @@ def _neighbours(x: jax.Array, w: jax.Array, how: Convolution) -> int:
     window is wide, so that less than half of what is multiplied are zeros.
     """
     *_, width, _, outputs = w.shape
-    if how.groups > 1 or how.spread[-1] > 1 or how.dilation[-1] > 1:
+    if len(x) == 1 or how.groups > 1 or how.spread[-1] > 1 or how.dilation[-1] > 1:
         return 1
     count = counts(x.shape[1:-1], w.shape[:-2], how)[-1]
     most = min(WIDE // max(1, outputs), width)
@@ -114,8 +132,8 @@ def _side_by_side(x: jax.Array, w: jax.Array, how: Convolution, neighbours: int)
     """So many neighbours along the last axis as outputs of one wider window.
 
     The window sees what all of them see; w stands in it once for each, a stride further on, and
-    zeros around it. For few outputs. An odd number of channels, such as 3 colours, took up to 8
-    times as long as the next even one.
+    zeros around it. An odd number of channels, such as 3 colours, took up to 8 times as long as the
+    next even one.
     """
     one_more = x.shape[-1] % 2 if x.shape[-1] > 1 else 0
     *others, stride = how.stride
@@ -135,11 +153,16 @@ def _term_by_term(x: jax.Array, w: jax.Array, how: Convolution) -> jax.Array:
 
     For small groups, depthwise convolutions among them, of which XLA computes number by number.
     """
-    groups = how.groups
+    groups, window = how.groups, w.shape[:-2]
     by_group = _grouped(up(w), groups)
+    views = zip(_views(x, window, how), _views(_inside(x), window, how), strict=True)
     terms = (
-        up(_grouped(seen, groups)[..., channel, None]) * by_group[(*place, channel)]
-        for place, seen in _views(x, w.shape[:-2], how)
+        jnp.where(
+            inside[..., None],
+            up(_grouped(seen, groups)[..., channel, None]) * by_group[*place, channel],
+            0,
+        )
+        for (place, seen), (_, inside) in views
         for channel in range(w.shape[-2])
     )
     y = reduce(operator.add, terms)
@@ -151,21 +174,32 @@ def _place_by_place(
 ) -> jax.Array:
     """The cotangent of w for small groups; what is seen at one place alone is held."""
     number = counts(x.shape[1:-1], window, how)
-    padded, by_group = _padded(x, how), _grouped(up(g), how.groups)
-    lengths = (len(x), *map(reach, number, how.stride), x.shape[-1])
+    padded, inside, by_group = (
+        _padded(x, how),
+        _padded(_inside(x), how),
+        _grouped(up(g), how.groups),
+    )
     positions, zero = range(g.ndim - 1), jnp.int32(0)
 
-    def at(place: jax.Array) -> jax.Array:
+    def seen_at(padded: jax.Array, place: jax.Array) -> jax.Array:
+        lengths = (len(padded), *map(reach, number, how.stride), padded.shape[-1])
         seen = lax.dynamic_slice(padded, (zero, *place, zero), lengths)
-        seen = _grouped(lax.slice(seen, (0,) * x.ndim, lengths, (1, *how.stride, 1)), how.groups)
+        return lax.slice(seen, (0,) * x.ndim, lengths, (1, *how.stride, 1))
+
+    def at(place: jax.Array) -> jax.Array:
+        seen, there = (
+            _grouped(seen_at(padded, place), how.groups),
+            seen_at(inside, place)[..., None],
+        )
         sums = [
-            jnp.sum(up(seen[..., channel, None]) * by_group, axis=positions)
+            jnp.sum(jnp.where(there, up(seen[..., channel, None]) * by_group, 0), axis=positions)
             for channel in range(seen.shape[-1])
         ]
         return jnp.stack(sums).reshape(len(sums), g.shape[-1])
 
     places = np.indices(window).reshape(len(window), -1).T * np.asarray(how.dilation)
-    return lax.map(at, jnp.asarray(places, jnp.int32)).reshape(*window, -1, g.shape[-1])
+    dw = lax.map(at, jnp.asarray(places, jnp.int32))
+    return dw.reshape(*window, x.shape[-1] // how.groups, g.shape[-1])
 
 
 def _exchanged(x: jax.Array, g: jax.Array, how: Convolution, window: tuple[int, ...]) -> jax.Array:
@@ -240,6 +274,13 @@ def _views(
         stop = [i + n for i, n in zip(start, lengths, strict=True)]
         limits = (len(x), *stop, x.shape[-1])
         yield place, lax.slice(padded, (0, *start, 0), limits, (1, *how.stride, 1))
+
+
+def _inside(x: jax.Array) -> jax.Array:
+    """True at every position of x, to be padded as x is: a zero there times what is infinite is
+    nan.
+    """
+    return jnp.ones((1, *x.shape[1:-1], 1), bool)
 
 
 def _padded(x: jax.Array, how: Convolution) -> jax.Array:

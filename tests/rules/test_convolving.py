@@ -11,7 +11,7 @@ from jaxprop import conv
 from jaxprop.rules import convolving
 from jaxprop.rules.convolutions import Convolution, by_xla, counts, kernel_by_xla
 from jaxprop.rules.convolving import convolved, to_kernel
-from jaxprop.samples import normal
+from jaxprop.samples import normal, replaced
 from tests.tolerances import assert_near
 
 IMAGES = Convolution((1, 1), ((1, 1), (1, 1)), (1, 1), (1, 1), 1)
@@ -24,7 +24,7 @@ SIDE_BY_SIDE = {
     "strides": ((2, 7, 11, 2), (3, 3, 2, 5), replace(IMAGES, stride=(2, 2))),
     "cut off": ((2, 7, 8, 2), (3, 3, 2, 1), replace(IMAGES, padding=((0, -1), (-1, 1)))),
     "signals": ((2, 9, 3), (4, 3, 2), SIGNALS),
-    "volumes": ((1, 3, 4, 4, 2), (2, 1, 2, 2, 4), VOLUMES),
+    "volumes": ((2, 3, 4, 4, 2), (2, 1, 2, 2, 4), VOLUMES),
 }
 GROUPS = {
     "depthwise": ((2, 5, 6, 3), (3, 2, 1, 3), replace(IMAGES, groups=3)),
@@ -103,22 +103,36 @@ def test_wide_products_in_one_group_are_those_of_xla() -> None:
     assert convolving._kernel_on_cpu(x, jnp.zeros((2, 5, 6, 32)), IMAGES, (3, 3)) is None
 
 
-@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("groups", [1, 8])
 def test_on_other_platforms_all_is_that_of_xla(groups: int) -> None:
-    """Of few outputs or small groups, and the gradient of w by products, lowered for a GPU."""
+    """Few outputs or small groups, and the gradient of w, lowered for a GPU."""
     layer = conv.bind(padding="SAME", groups=groups)
-    x, w = jnp.zeros((12, 14, 14, 32)), jnp.zeros((3, 3, 32 // groups, 4))
+    x, w = jnp.zeros((12, 14, 14, 32)), jnp.zeros((3, 3, 32 // groups, 8))
 
     def gradients(x: jax.Array, w: jax.Array) -> tuple[jax.Array, ...]:
         y, saved = layer.forward(x, w)
         return layer.backward(saved, y)[:2]
 
-    def convolutions(platform: str) -> int:
-        lowered = jax.jit(gradients).trace(x, w).lower(lowering_platforms=(platform,))
-        return lowered.as_text().count("stablehlo.convolution")
+    def lowered(platform: str) -> str:
+        return jax.jit(gradients).trace(x, w).lower(lowering_platforms=(platform,)).as_text()
 
-    assert convolutions("cuda") == 3
-    assert convolutions("cpu") < 3
+    on_gpu, on_cpu = lowered("cuda"), lowered("cpu")
+    assert on_gpu.count("stablehlo.convolution") == 3
+    assert "stablehlo.pad" not in on_gpu
+    assert "stablehlo.pad" in on_cpu
+
+
+@pytest.mark.parametrize("value", [jnp.inf, -jnp.inf, jnp.nan])
+def test_what_is_not_finite_reaches_those_that_see_it_alone(value: float) -> None:
+    """Of few outputs neighbours share a window, and of groups padding is there, none of x."""
+    for groups in (1, 2):
+        x, w = replaced(normal(0, 2, 5, 6, 2), (0, 2, 3, 0), value), normal(1, 3, 3, 2 // groups, 2)
+        how = replace(IMAGES, groups=groups)
+        np.testing.assert_array_equal(np.isnan(convolved(x, w, how)), np.isnan(by_xla(x, w, how)))
+        there = np.zeros((5, 6), bool)
+        there[1:4, 2:5] = True
+        touched = ~np.isfinite(convolved(x, w, how)).all(-1)[0]
+        np.testing.assert_array_equal(touched, there)
 
 
 def test_examples_are_taken_in_equal_parts() -> None:
