@@ -19,19 +19,20 @@ from jax import lax
 
 from jaxprop.array_types import vary, varying_axes
 from jaxprop.precision import matmul, up
-from jaxprop.rules.convolutions import Convolution, by_xla, counts, kernel_by_xla, reach
+from jaxprop.rules.convolutions import Convolution, by_xla, counts, in_order, kernel_by_xla, reach
 
 Way = Callable[[jax.Array, jax.Array], jax.Array]
 
-# So many outputs XLA computes well at once; where there are fewer, those of neighbours with them.
-WIDE = 32
+# So many outputs XLA computes well at once; where there are fewer, those of neighbours with them,
+# if a place has fewer weights than this.
+WIDE, FEW = 32, 256
 
 # A group's sum of so many terms is added up term by term.
 TERMS = 64
 
-# From so many channels and windows on the gradient of w is a product of its own, over so many
-# windows at a time: what they see then fits into a cache.
-CHANNELS, ROWS = 32, 2048
+# From so many channels and parts on the gradient of w is a product of its own, over parts of so
+# many windows: what they see then fits into a cache.
+CHANNELS, PARTS, ROWS = 32, 4, 2048
 
 
 @partial(jax.jit, static_argnames="how")  # or a call outside of jit would compile both platforms'
@@ -91,25 +92,27 @@ def to_kernel(x: jax.Array, g: jax.Array, how: Convolution, window: tuple[int, .
     """The cotangent of w, whose window this is."""
     xla = partial(kernel_by_xla, how=how, window=window)
     on_cpu = _kernel_on_cpu(x, g, how, window)
-    if on_cpu is None:
-        return xla(x, g)
     way: Way = partial(on_cpu, how=how, window=window)
-    if on_cpu is not _place_by_place:
-        way = _if_finite(way, xla)
+    if on_cpu in (_exchanged, _by_products):
+        way = _if_finite(way, partial(_in_order, how=how, window=window))
     return lax.platform_dependent(x, g, cpu=way, default=xla)
 
 
 def _kernel_on_cpu(
     x: jax.Array, g: jax.Array, how: Convolution, window: tuple[int, ...]
-) -> Callable[..., jax.Array] | None:
-    """The way to the cotangent of w, None where it is XLA's."""
+) -> Callable[..., jax.Array]:
+    """The way to the cotangent of w."""
     if _small_groups((*window, x.shape[-1] // how.groups), how):
         return _place_by_place
     if max(how.spread) > max(how.stride):
         return _exchanged
     one_by_one = how.groups == max(*how.stride, *how.spread) == 1
-    many = len(x) > 1 and prod(g.shape[:-1]) > ROWS and x.shape[-1] >= CHANNELS
-    return _by_products if one_by_one and many else None
+    many = len(x) > 1 and prod(g.shape[:-1]) > PARTS * ROWS and x.shape[-1] >= CHANNELS
+    return _by_products if one_by_one and many else _in_order
+
+
+def _in_order(x: jax.Array, g: jax.Array, how: Convolution, window: tuple[int, ...]) -> jax.Array:
+    return kernel_by_xla(x, g, how, window, in_order)
 
 
 def _small_groups(terms: Sequence[int], how: Convolution) -> bool:
@@ -120,8 +123,14 @@ def _neighbours(x: jax.Array, w: jax.Array, how: Convolution) -> int:
     """How many neighbours to compute as one: they divide the last axis, and are no more than the
     window is wide, so that less than half of what is multiplied are zeros.
     """
-    *_, width, _, outputs = w.shape
-    if len(x) == 1 or how.groups > 1 or how.spread[-1] > 1 or how.dilation[-1] > 1:
+    *_, width, channels, outputs = w.shape
+    if (
+        len(x) == 1
+        or channels * outputs >= FEW
+        or how.groups > 1
+        or how.spread[-1] > 1
+        or how.dilation[-1] > 1
+    ):
         return 1
     count = counts(x.shape[1:-1], w.shape[:-2], how)[-1]
     most = min(WIDE // max(1, outputs), width)
@@ -213,8 +222,7 @@ def _exchanged(x: jax.Array, g: jax.Array, how: Convolution, window: tuple[int, 
         ((k - 1) * dilation - low, (k - 1) * dilation - high) for k, dilation, (low, high) in axes
     )
     back = Convolution(how.spread, turned_round, how.dilation, how.stride, how.groups)
-    on_cpu = _kernel_on_cpu(g, x, back, window) or kernel_by_xla
-    turned = on_cpu(g, x, how=back, window=window)
+    turned = _in_order(g, x, back, window)
     return jnp.swapaxes(jnp.flip(turned, range(len(window))), -1, -2)
 
 
