@@ -55,6 +55,8 @@ def conv_reference(
         a tenth to a quarter more temporary memory than rounding partial sums. Those put db off by
         up to a fifth in bfloat16, at 25088 terms. dx is the
         convolution of g, the stride between its entries, with w turned round; dw that of x with g.
+        On a CPU few outputs, small groups and large dw are computed in other ways than XLA's
+        (convolving.py): the sums are the same, in another order.
         jax.lax.conv has the same orientation, and so has PyTorch, whose w is (C_out, C / groups,
         *window).
 
