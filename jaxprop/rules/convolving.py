@@ -9,7 +9,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial, reduce
-from itertools import product
+from itertools import product, starmap
 from math import prod
 
 import jax
@@ -124,13 +124,8 @@ def _neighbours(x: jax.Array, w: jax.Array, how: Convolution) -> int:
     window is wide, so that less than half of what is multiplied are zeros.
     """
     *_, width, channels, outputs = w.shape
-    if (
-        len(x) == 1
-        or channels * outputs >= FEW
-        or how.groups > 1
-        or how.spread[-1] > 1
-        or how.dilation[-1] > 1
-    ):
+    plain = how.groups == how.spread[-1] == how.dilation[-1] == 1
+    if len(x) == 1 or channels * outputs >= FEW or not plain:
         return 1
     count = counts(x.shape[1:-1], w.shape[:-2], how)[-1]
     most = min(WIDE // max(1, outputs), width)
@@ -164,16 +159,13 @@ def _term_by_term(x: jax.Array, w: jax.Array, how: Convolution) -> jax.Array:
     """
     groups, window = how.groups, w.shape[:-2]
     by_group = _grouped(up(w), groups)
-    views = zip(_views(x, window, how), _views(_inside(x), window, how), strict=True)
-    terms = (
-        jnp.where(
-            inside[..., None],
-            up(_grouped(seen, groups)[..., channel, None]) * by_group[*place, channel],
-            0,
-        )
-        for (place, seen), (_, inside) in views
-        for channel in range(w.shape[-2])
-    )
+
+    def term(place: tuple[int, ...], channel: int) -> jax.Array:
+        x_there = up(_grouped(seen[place], groups)[..., channel, None])
+        return jnp.where(inside[place][..., None], x_there * by_group[*place, channel], 0)
+
+    seen, inside = (dict(_views(a, window, how)) for a in (x, _inside(x)))
+    terms = starmap(term, product(seen, range(w.shape[-2])))
     y = reduce(operator.add, terms)
     return y.reshape(*y.shape[:-2], w.shape[-1])
 
@@ -183,11 +175,8 @@ def _place_by_place(
 ) -> jax.Array:
     """The cotangent of w for small groups; what is seen at one place alone is held."""
     number = counts(x.shape[1:-1], window, how)
-    padded, inside, by_group = (
-        _padded(x, how),
-        _padded(_inside(x), how),
-        _grouped(up(g), how.groups),
-    )
+    padded, inside = _padded(x, how), _padded(_inside(x), how)
+    by_group = _grouped(up(g), how.groups)
     positions, zero = range(g.ndim - 1), jnp.int32(0)
 
     def seen_at(padded: jax.Array, place: jax.Array) -> jax.Array:
@@ -196,14 +185,10 @@ def _place_by_place(
         return lax.slice(seen, (0,) * x.ndim, lengths, (1, *how.stride, 1))
 
     def at(place: jax.Array) -> jax.Array:
-        seen, there = (
-            _grouped(seen_at(padded, place), how.groups),
-            seen_at(inside, place)[..., None],
-        )
-        sums = [
-            jnp.sum(jnp.where(there, up(seen[..., channel, None]) * by_group, 0), axis=positions)
-            for channel in range(seen.shape[-1])
-        ]
+        seen = _grouped(seen_at(padded, place), how.groups)
+        there = seen_at(inside, place)[..., None]
+        products = (up(seen[..., channel, None]) * by_group for channel in range(seen.shape[-1]))
+        sums = [jnp.sum(jnp.where(there, each, 0), axis=positions) for each in products]
         return jnp.stack(sums).reshape(len(sums), g.shape[-1])
 
     places = np.indices(window).reshape(len(window), -1).T * np.asarray(how.dilation)
