@@ -39,6 +39,11 @@ SPREAD = {
     "along one axis": ((2, 3, 4, 2), (2, 3, 2, 3), replace(IMAGES, spread=(1, 3))),
     "dilated": ((2, 4, 2), (3, 2, 3), replace(SIGNALS, spread=(2,), dilation=(2,))),
 }
+IN_ORDER = {
+    "strides": ((2, 7, 6, 4), (3, 2, 4, 5), replace(IMAGES, stride=(2, 1))),
+    "wide groups": ((2, 5, 6, 32), (3, 3, 16, 4), replace(IMAGES, groups=2)),
+    "signals": ((2, 9, 3), (4, 3, 2), SIGNALS),
+}
 PRODUCTS = {
     "images": ((48, 14, 14, 32), (3, 2, 32, 2), IMAGES),
     "dilated": ((60, 14, 15, 32), (2, 3, 32, 2), replace(IMAGES, dilation=(2, 3))),
@@ -80,6 +85,7 @@ def test_a_convolution_is_that_of_xla(
         for way, settings in {
             "_place_by_place": GROUPS,
             "_exchanged": SPREAD,
+            "_in_order": IN_ORDER,
             "_by_products": PRODUCTS,
         }.items()
         for name, setting in settings.items()
