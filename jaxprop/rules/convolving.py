@@ -149,7 +149,9 @@ def _side_by_side(x: jax.Array, w: jax.Array, how: Convolution, neighbours: int)
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, one_more)])
     wider = replace(how, stride=(*others, stride * neighbours))
     y = by_xla(x, jnp.concatenate(shifted, axis=-1), wider)
-    return y.reshape(*y.shape[:-2], y.shape[-2] * neighbours, w.shape[-1])
+    *before, blocks, _ = y.shape
+    apart = y.reshape(*before, blocks, neighbours, w.shape[-1])  # an Explicit mesh asks for it
+    return apart.reshape(*before, blocks * neighbours, w.shape[-1])
 
 
 def _term_by_term(x: jax.Array, w: jax.Array, how: Convolution) -> jax.Array:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxprop import conv
 from jaxprop.rules import convolving
@@ -140,6 +141,26 @@ def test_what_is_not_finite_reaches_those_that_see_it_alone(value: float) -> Non
         there[1:4, 2:5] = True
         touched = ~np.isfinite(convolved(x, w, how)).all(-1)[0]
         np.testing.assert_array_equal(touched, there)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(("groups", "outputs"), [(1, 6), (1, 32), (32, 32)])
+def test_on_a_mesh_over_the_batch_gradients_are_those_without(
+    kind: AxisType, groups: int, outputs: int
+) -> None:
+    """Side by side, by products, and of groups."""
+    layer = conv.bind(padding="SAME", groups=groups)
+    channels = 1 if outputs == 6 else 32
+    x, w = normal(0, 48, 14, 14, channels), normal(1, 3, 3, channels // groups, outputs)
+    gradient = jax.jit(jax.grad(lambda x, w: jnp.sum(jnp.sin(layer(x, w))), (0, 1)))
+    expected = gradient(x, w)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+        got = jax.device_get(
+            gradient(sharded, jax.device_put(w, NamedSharding(mesh, PartitionSpec())))
+        )
+    assert_near(got, jax.device_get(expected), reduced=48 * 14 * 14)
 
 
 def test_examples_are_taken_in_equal_parts() -> None:
