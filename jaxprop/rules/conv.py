@@ -57,7 +57,7 @@ def conv_reference(
         convolution of g, the stride between its entries, with w turned round; dw that of x with g.
         On a CPU few outputs, small groups and large dw are computed in other ways than XLA's
         (convolving.py): the sums are the same, in another order. x is held padded for it: up to a
-        quarter more temporary memory where groups are small.
+        third more temporary memory where groups are small.
         jax.lax.conv has the same orientation, and so has PyTorch, whose w is (C_out, C / groups,
         *window).
 
