@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding
 
@@ -64,6 +65,15 @@ def _as_array(owner: str, name: str, path: tuple, leaf: Any) -> jax.Array:
             f"got {type(leaf).__name__} ({leaf!r}). Convert it with jnp.asarray, or pass it "
             "as an option if it is not data."
         ) from None
+
+
+def of_numpy(tree: PyTree) -> PyTree:
+    """The tree, its NumPy arrays jax arrays; jnp.asarray would compile a copy for every shape."""
+
+    def of_leaf(leaf: Any) -> Any:
+        return jax.device_put(leaf) if isinstance(leaf, (np.ndarray, np.generic)) else leaf
+
+    return jax.tree.map(of_leaf, tree)
 
 
 def tree_type(tree: PyTree) -> TreeType:

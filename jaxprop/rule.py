@@ -15,10 +15,9 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from jaxprop import explicit_axes, installing
-from jaxprop.array_types import PyTree, as_arrays, tree_type
+from jaxprop.array_types import PyTree, as_arrays, of_numpy, tree_type
 from jaxprop.installing import Saved
 
 _AUTOMATIC = jax.make_user_context(default_value=False)
@@ -62,18 +61,9 @@ class Case(NamedTuple):
     edge: bool = False
 
 
-def _no_cases() -> Sequence[Case]:
-    return ()
-
-
 def _cases_of_arrays(cases: Callable[[], Sequence[Case]]) -> list[Case]:
     """The cases, their NumPy arrays jax arrays, as a function's body sees them."""
-    return [case._replace(args=jax.tree.map(_as_jax, case.args)) for case in cases()]
-
-
-def _as_jax(leaf: Any) -> Any:
-    """A jax array of a NumPy one; jnp.asarray would compile a copy for every shape."""
-    return jax.device_put(leaf) if isinstance(leaf, (np.ndarray, np.generic)) else leaf
+    return [case._replace(args=of_numpy(case.args)) for case in cases()]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -85,7 +75,8 @@ class Rule:
                                                  only defaults.
     forward(*args, **options) -> (y, residuals)  what training runs.
     backward(residuals, g) -> cotangents         a tuple, one per positional argument.
-    cases() -> [Case, ...]                       arguments to check the rule at.
+    cases() -> [Case, ...]                       arguments to check the rule at; NumPy's arrays
+                                                 among them become jax arrays.
     budget                                       bytes saved per element of the output, beyond
                                                  arguments and output; None: not declared.
     surrogate                                    True where backward is not the derivative,
@@ -103,7 +94,7 @@ class Rule:
     reference: Callable
     forward: Callable
     backward: Callable
-    cases: Callable[[], Sequence[Case]] = _no_cases
+    cases: Callable[[], Sequence[Case]] = tuple
     budget: float | None = field(default=None, kw_only=True)
     surrogate: bool = field(default=False, kw_only=True)
     name: str = field(init=False)

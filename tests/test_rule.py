@@ -221,6 +221,25 @@ def test_bind_fixes_an_option_and_leaves_the_others() -> None:
         tripled(X, scale=2.0)
 
 
+def _unused(*args: Any) -> Any:
+    raise AssertionError
+
+
+def test_cases_have_jax_arrays_where_they_were_given_numpys() -> None:
+    given = {"a": np.ones(3, np.float32), "b": (np.float32(2), None)}
+    key = jax.random.key(0)
+
+    def reference(tree: Any, count: Any, key: Any) -> jax.Array:
+        return tree["a"] * tree["b"][0]
+
+    rule = Rule(reference, _unused, _unused, lambda: [Case("tree", (given, 3, key))])
+    tree, count, kept = rule.cases()[0].args
+    assert [type(leaf) for leaf in jax.tree.leaves(tree)] == [type(jnp.ones(3))] * 2
+    np.testing.assert_array_equal(tree["a"], given["a"])
+    assert (tree["b"][0].dtype, tree["b"][1], count, kept) == (jnp.float32, None, 3, key)
+    assert list(Rule(reference, _unused, _unused).cases()) == []
+
+
 def test_bind_keeps_the_cases_the_budget_and_surrogate() -> None:
     tripled = two_options.bind(scale=3.0)
     assert [case.name for case in tripled.cases()] == ["scaled", "plain"]

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from jaxprop.precision import up
 from jaxprop.rule import Case, Rule
-from jaxprop.rules.convolutions import Convolution, biased, by_xla, check_arrays, reach
+from jaxprop.rules.convolutions import Convolution, biased, by_xla, check_arrays
 from jaxprop.rules.convolving import convolved, to_input, to_kernel
-from jaxprop.rules.windows import Padding, check_fit, check_padding, check_per_axis
+from jaxprop.rules.windows import Padding, check_fit, check_padding, check_per_axis, reach
 from jaxprop.samples import normal
 
 

@@ -11,7 +11,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprop.precision import at_least_float32, floating
-from jaxprop.rules.windows import Padding, check_fit, check_padding, check_per_axis, check_spatial
+from jaxprop.rules.windows import (
+    Padding,
+    check_fit,
+    check_padding,
+    check_per_axis,
+    check_spatial,
+    reach,
+)
 
 # Where x has its batch, its channels and what is spatial; so of w, outputs first, and of y.
 Axes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
@@ -51,9 +58,23 @@ def counts(spatial: Sequence[int], window: Sequence[int], how: Convolution) -> l
     ]
 
 
-def reach(n: int, step: int) -> int:
-    """The length of n entries that lie `step` apart."""
-    return (n - 1) * step + 1
+def _convolution(
+    x: jax.Array,
+    w: jax.Array,
+    axes: Axes,
+    how: Convolution,
+) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        w,
+        window_strides=how.stride,
+        padding=how.padding,
+        lhs_dilation=how.spread,
+        rhs_dilation=how.dilation,
+        dimension_numbers=lax.ConvDimensionNumbers(*axes),
+        feature_group_count=how.groups,
+        preferred_element_type=at_least_float32(x.dtype),
+    )
 
 
 def kernel_by_xla(
@@ -61,7 +82,7 @@ def kernel_by_xla(
     g: jax.Array,
     how: Convolution,
     window: Sequence[int],
-    convolution: Callable[[jax.Array, jax.Array, Axes, Convolution], jax.Array] | None = None,
+    convolution: Callable[[jax.Array, jax.Array, Axes, Convolution], jax.Array] = _convolution,
 ) -> jax.Array:
     """The cotangent of w, whose window this is.
 
@@ -69,7 +90,6 @@ def kernel_by_xla(
     and dilation change places. Channels of a group are x's batch, and groups stay groups: XLA's own
     transpose makes them groups of the batch, which took 100 times as long on a CPU.
     """
-    convolution = convolution or _convolution
     padding = []
     lengths = zip(x.shape[1:-1], g.shape[1:-1], window, strict=True)
     for axis, (n, count, k) in enumerate(lengths):
@@ -93,29 +113,10 @@ def kernel_by_xla(
     return convolution(rows, g, (axes, kernel_axes, out_axes), back)
 
 
-def _convolution(
-    x: jax.Array,
-    w: jax.Array,
-    axes: Axes,
-    how: Convolution,
-) -> jax.Array:
-    return lax.conv_general_dilated(
-        x,
-        w,
-        window_strides=how.stride,
-        padding=how.padding,
-        lhs_dilation=how.spread,
-        rhs_dilation=how.dilation,
-        dimension_numbers=lax.ConvDimensionNumbers(*axes),
-        feature_group_count=how.groups,
-        preferred_element_type=at_least_float32(x.dtype),
-    )
-
-
 def in_order(x: jax.Array, w: jax.Array, axes: Axes, how: Convolution) -> jax.Array:
     """The same, of operands whose axes are put in order before.
 
-    Within a loop or a branch XLA does not do that on a CPU, and takes 50 times as long.
+    Within a loop or a branch XLA does not do that on a CPU, and computes number by number.
     """
     (batch, channels, *spatial), (outputs, inputs, *window), out = axes
     x = jnp.transpose(x, (batch, *spatial, channels))

@@ -1,8 +1,8 @@
 """A convolution and its two transposes, each in the way that suits its shape.
 
 XLA's convolution is fast on a CPU where its products are wide and its channels are in one group.
-Where they are not, another way took down to a fortieth of its time there; what each is for stands
-with it. On other platforms, where nothing was measured, all is XLA's.
+Where they are not, another way takes down to a twentieth of its time there (docs/performance.md);
+what each is for stands with it. On other platforms, where nothing was measured, all is XLA's.
 """
 
 import operator
@@ -19,7 +19,8 @@ from jax import lax
 
 from jaxprop.array_types import vary, varying_axes
 from jaxprop.precision import matmul, up
-from jaxprop.rules.convolutions import Convolution, by_xla, counts, in_order, kernel_by_xla, reach
+from jaxprop.rules.convolutions import Convolution, by_xla, counts, in_order, kernel_by_xla
+from jaxprop.rules.windows import reach, seen_from
 
 Way = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -51,7 +52,8 @@ def convolved(x: jax.Array, w: jax.Array, how: Convolution) -> jax.Array:
 def _if_finite(way: Way, xla: Way) -> Way:
     """For ways that multiply zeros where XLA multiplies nothing: of what is infinite they are nan.
 
-    Under vmap both are computed, so these ways are not for a batch of one, as is usual there.
+    Under vmap both are computed. A batch of one, as is usual there, does without, but for
+    _exchanged, next to which XLA's way takes so long that it makes no difference.
     """
 
     def run(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -136,8 +138,7 @@ def _side_by_side(x: jax.Array, w: jax.Array, how: Convolution, neighbours: int)
     """So many neighbours along the last axis as outputs of one wider window.
 
     The window sees what all of them see; w stands in it once for each, a stride further on, and
-    zeros around it. An odd number of channels, such as 3 colours, took up to 8 times as long as the
-    next even one.
+    zeros around it. An odd number of channels, such as 3 colours, XLA reads one by one.
     """
     one_more = x.shape[-1] % 2 if x.shape[-1] > 1 else 0
     *others, stride = how.stride
@@ -184,7 +185,7 @@ def _place_by_place(
     def seen_at(padded: jax.Array, place: jax.Array) -> jax.Array:
         lengths = (len(padded), *map(reach, number, how.stride), padded.shape[-1])
         seen = lax.dynamic_slice(padded, (zero, *place, zero), lengths)
-        return lax.slice(seen, (0,) * x.ndim, lengths, (1, *how.stride, 1))
+        return seen_from(seen, (0,) * len(window), number, how.stride)
 
     def at(place: jax.Array) -> jax.Array:
         seen = _grouped(seen_at(padded, place), how.groups)
@@ -265,10 +266,7 @@ def _views(
     padded = _padded(x, how)
     for place in product(*map(range, window)):
         start = [k * d for k, d in zip(place, how.dilation, strict=True)]
-        lengths = map(reach, number, how.stride)
-        stop = [i + n for i, n in zip(start, lengths, strict=True)]
-        limits = (len(x), *stop, x.shape[-1])
-        yield place, lax.slice(padded, (0, *start, 0), limits, (1, *how.stride, 1))
+        yield place, seen_from(padded, start, number, how.stride)
 
 
 def _inside(x: jax.Array) -> jax.Array:

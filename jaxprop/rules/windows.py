@@ -140,11 +140,21 @@ def views(x: jax.Array, at: Windows, fill: float) -> Iterator[jax.Array]:
     if at.padded:
         spatial = [(low, high, 0) for low, high in at.padding]
         x = lax.pad(x, jnp.asarray(fill, x.dtype), [(0, 0, 0), *spatial, (0, 0, 0)])
-    last = [(n - 1) * s + 1 for n, s in zip(at.counts, at.stride, strict=True)]
-    for start in product(*map(range, at.window)):
-        stop = [i + n for i, n in zip(start, last, strict=True)]
-        shape = (x.shape[0], *stop, x.shape[-1])
-        yield lax.slice(x, (0, *start, 0), shape, (1, *at.stride, 1))
+    starts = product(*map(range, at.window))
+    yield from (seen_from(x, start, at.counts, at.stride) for start in starts)
+
+
+def seen_from(
+    x: jax.Array, start: Sequence[int], counts: Sequence[int], stride: Sequence[int]
+) -> jax.Array:
+    """So many entries of each spatial axis, from a start on and a stride apart."""
+    stop = [i + reach(n, s) for i, n, s in zip(start, counts, stride, strict=True)]
+    return lax.slice(x, (0, *start, 0), (len(x), *stop, x.shape[-1]), (1, *stride, 1))
+
+
+def reach(n: int, step: int) -> int:
+    """The length of n entries that lie `step` apart."""
+    return (n - 1) * step + 1
 
 
 def laid_back(g: jax.Array, at: Windows, chosen: jax.Array | None = None) -> jax.Array:

@@ -143,6 +143,41 @@ def test_what_is_not_finite_reaches_those_that_see_it_alone(value: float) -> Non
         np.testing.assert_array_equal(touched, there)
 
 
+@pytest.mark.parametrize("value", [jnp.inf, jnp.nan])
+@pytest.mark.usefixtures("x64")
+def test_padding_of_groups_is_no_factor_of_what_is_not_finite(value: float) -> None:
+    """The first place of a window sees padding in the first row and the first column."""
+    how = replace(IMAGES, groups=2)
+    x, w = drawn((2, 5, 6, 2), (3, 3, 1, 2))
+    bad_w = jnp.asarray(replaced(w, (0, 0, 0, 0), value))
+    finite = np.isfinite(convolved(x, bad_w, how))[..., 0]
+    assert finite[:, 0].all()
+    assert finite[:, :, 0].all()
+    assert not finite[:, 1:, 1:].any()
+    g = cotangent((2, 5, 6, 2), (3, 3, 1, 2), how)
+    bad_g = jnp.asarray(replaced(g, (0, 0, 0, 0), value))
+    finite = np.isfinite(to_kernel(x, bad_g, how, (3, 3)))[..., 0, 0]
+    np.testing.assert_array_equal(finite[:1], [[True] * 3])
+    np.testing.assert_array_equal(finite[1:], [[True, False, False]] * 2)
+
+
+@pytest.mark.parametrize("setting", [SPREAD["images"], PRODUCTS["images"]], ids=["spread", "many"])
+@pytest.mark.parametrize("bad", ["x", "g"])
+@pytest.mark.usefixtures("x64")
+def test_the_cotangent_of_w_is_nan_where_that_of_xla_is(setting: tuple, bad: str) -> None:
+    """An infinite number at a corner, which not every place of a window sees."""
+    shape, kernel, how = setting
+    (x, _), g = drawn(shape, kernel), cotangent(*setting)
+    if bad == "x":
+        x = jnp.asarray(replaced(x, (0,) * x.ndim, jnp.inf))
+    else:
+        g = jnp.asarray(replaced(g, (0,) * g.ndim, jnp.inf))
+    dw, expected = to_kernel(x, g, how, kernel[:-2]), kernel_by_xla(x, g, how, kernel[:-2])
+    np.testing.assert_array_equal(np.isnan(dw), np.isnan(expected))
+    np.testing.assert_array_equal(np.isfinite(dw), np.isfinite(expected))
+    assert np.isfinite(expected).any()
+
+
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize(("groups", "outputs"), [(1, 6), (1, 32), (32, 32)])
 def test_on_a_mesh_over_the_batch_gradients_are_those_without(
