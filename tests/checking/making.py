@@ -47,7 +47,7 @@ def vjp(primal: Callable, backward: Callable, forward: Callable | None = None) -
 
 
 def normal(*shape: int, seed: int = 0, scale: float = 1.0, dtype: Any = jnp.float32) -> jax.Array:
-    return (scale * samples.normal(seed, *shape)).astype(dtype)
+    return jnp.asarray(scale * samples.normal(seed, *shape), dtype)
 
 
 def positive(*shape: int, seed: int = 0) -> jax.Array:
