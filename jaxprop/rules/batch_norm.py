@@ -62,9 +62,9 @@ def batch_norm_reference(
     Residuals: x and gamma (arguments), and three numbers per channel: the two of its mean, and
         inv_std; x_hat is recomputed.
 
-    Numerics: computed in float32 at least; y is rounded once. The variance is the mean of squares
-        of what is centred already; the mean is kept as two numbers, so that channels far from 0
-        keep their digits. A constant channel, and every channel of a batch of one, gives beta. The
+    Numerics: computed in float32 at least; y is rounded once. The mean is kept as two numbers, and
+        the variance is of differences from the first, so that channels far from 0 keep their
+        digits. A constant channel, and every channel of a batch of one, gives beta. The
         statistics of no rows are nan.
 
     Raises:

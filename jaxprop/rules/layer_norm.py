@@ -126,9 +126,9 @@ def layer_norm_reference(
         inv_std; x_hat is recomputed.
 
     Numerics: computed in float32 at least, rounded once; dgamma and dbeta are summed there too.
-        The variance is biased, the mean of squares of what is centred already; the mean is kept
-        as two numbers, so that rows far from 0 keep their digits. A constant row gives beta, and
-        so does one whose squares overflow (1e19 in float32).
+        The variance is biased. The mean is kept as two numbers, and the variance is of
+        differences from the first, so that rows far from 0 keep their digits. A constant row gives
+        beta, and so does one whose squares overflow (1e19 in float32).
 
     Raises:
         TypeError: where x, gamma or beta is not floating.

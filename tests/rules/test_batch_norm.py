@@ -9,6 +9,7 @@ import pytest
 
 from jaxprop import Rule, batch_norm, batch_norm_eval
 from jaxprop.rule import Saved
+from jaxprop.samples import uniform
 from tests.rules.low_precision import assert_no_worse
 from tests.rules.oracle import double
 from tests.rules.peers import assert_agrees_with_jax, assert_agrees_with_torch
@@ -133,8 +134,9 @@ def test_bfloat16_is_no_worse_than_automatic_differentiation_of_plain_code() -> 
     assert_no_worse(y_alone(), plain_batch_norm, draw)
 
 
-def test_channels_far_from_zero_keep_their_digits() -> None:
-    x, g = normal(1000, 4) + 1e4, normal(1000, 4, seed=1)
+@pytest.mark.parametrize("distance", [1e4, 1e6])
+def test_channels_far_from_zero_keep_their_digits(distance: float) -> None:
+    x, g = normal(1000, 4) + distance, normal(1000, 4, seed=1)
     (y, _, _), saved = batch_norm.forward(x, None, None, eps=EPS)
     (dx, *_) = batch_norm.backward(saved, (g, None, None))
     with jax.enable_x64(True):
@@ -154,6 +156,14 @@ def test_a_constant_channel_gives_beta_and_variance_0(rows: int) -> None:
     assert_near((mean, 1 + var), (x[0], jnp.ones(3)))
     assert_near(1 + dgamma, jnp.ones(3))
     assert_near(dx, EPS**-0.5 * gamma * (g - g.mean(0)), reduced=rows)
+
+
+def test_constant_channels_far_from_zero_have_no_negative_variance() -> None:
+    """The mean of squares and the square of the mean are rounded apart."""
+    x = jnp.broadcast_to(1e6 * (1 + uniform(0, 64)), (28, 64))
+    y, _, var = batch_norm(x, None, None, eps=1e-12)
+    assert np.min(var) >= 0
+    assert np.all(np.isfinite(y))
 
 
 def test_squares_that_overflow_give_beta_and_no_gradient() -> None:
