@@ -105,15 +105,18 @@ def batch_norm_backward(
     res: BatchNormResiduals, g: tuple[jax.Array, jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, gamma, found = res
-    inv_std, rows = found.inv_std, prod(x.shape[:-1])
+    rough, rest, inv_std = (number.reshape(x.shape[-1]) for number in found)
+    rows = prod(x.shape[:-1])
     g_y, g_mean, g_var = map(up, g)
-    centred = (up(x) - found.rough) - found.rest  # F2, recomputed
-    dgamma = sum_rows(g_y * (inv_std * centred))  # B1
+    d = up(x) - rough  # centred, but for rest
     dbeta = sum_rows(g_y)  # B2
+    # A product of two factors is summed as it is formed; x_hat, of more, would be written out.
+    sum_g_centred = sum_rows(g_y * d) - rest * dbeta
+    dgamma = inv_std * sum_g_centred if rows else dbeta  # B1; no rows: 0, their inv_std is nan
     dv = g_var - inv_std * inv_std * scaled(dgamma, gamma) / 2  # B3
     # What dm has of dbeta is taken from g_y: in a batch of one they cancel, before inv_std scales.
     dx_of_y = inv_std * scaled(g_y - dbeta / rows, gamma)  # B4
-    dx = dx_of_y + (g_mean + 2 * centred * dv) / rows  # B5
+    dx = dx_of_y + (g_mean + 2 * (d - rest) * dv) / rows  # B5
     return dx, dgamma, dbeta
 
 
