@@ -19,6 +19,7 @@ from jaxprop.rules.standardised import (
     shifted,
     standardised,
     sum_rows,
+    sum_x_hat,
 )
 from jaxprop.samples import normal, replaced
 
@@ -104,19 +105,17 @@ def batch_norm_forward(
 def batch_norm_backward(
     res: BatchNormResiduals, g: tuple[jax.Array, jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x, gamma, found = res
-    rough, rest, inv_std = (number.reshape(x.shape[-1]) for number in found)
-    rows = prod(x.shape[:-1])
+    x, gamma, rows = res.x, res.gamma, prod(res.x.shape[:-1])
+    found = Moments(*(number.reshape(x.shape[-1]) for number in res.found))
+    inv_std = found.inv_std
     g_y, g_mean, g_var = map(up, g)
-    d = up(x) - rough  # centred, but for rest
+    d = up(x) - found.rough  # centred, but for rest
     dbeta = sum_rows(g_y)  # B2
-    # A product of two factors is summed as it is formed; x_hat, of more, would be written out.
-    sum_g_centred = sum_rows(g_y * d) - rest * dbeta
-    dgamma = inv_std * sum_g_centred if rows else dbeta  # B1; no rows: 0, their inv_std is nan
+    dgamma = sum_x_hat(sum_rows(g_y * d), dbeta, found, rows)  # B1
     dv = g_var - inv_std * inv_std * scaled(dgamma, gamma) / 2  # B3
     # What dm has of dbeta is taken from g_y: in a batch of one they cancel, before inv_std scales.
     dx_of_y = inv_std * scaled(g_y - dbeta / rows, gamma)  # B4
-    dx = dx_of_y + (g_mean + 2 * (d - rest) * dv) / rows  # B5
+    dx = dx_of_y + (g_mean + 2 * (d - found.rest) * dv) / rows  # B5
     return dx, dgamma, dbeta
 
 
@@ -155,7 +154,7 @@ def batch_norm_eval_reference(
     Returns:
         y: x's shape and dtype.
 
-    Residuals: x, gamma, mean and var (arguments); x_hat and inv_std are recomputed.
+    Residuals: x, gamma, mean and var (arguments); inv_std and x - mean are recomputed.
 
     Numerics: computed in float32 at least, rounded once; the parameters' cotangents are summed
         there too. A negative variance beyond eps gives nan.
@@ -205,8 +204,8 @@ def batch_norm_eval_backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
     x, g = up(res.x), up(g)
     inv_std = _inverse_std(x, res.var, res.eps)  # F1, recomputed
-    x_hat = inv_std * (x - res.mean.astype(x.dtype))  # F2, recomputed
-    dgamma = sum_rows(g * x_hat)  # B1
+    centred = x - res.mean.astype(x.dtype)
+    dgamma = inv_std * sum_rows(g * centred)  # B1, inv_std outside: x_hat is not written out
     dbeta = sum_rows(g)  # B2
     dx = inv_std * scaled(g, res.gamma)  # B3, B4
     dmean = -inv_std * scaled(dbeta, res.gamma)  # B5

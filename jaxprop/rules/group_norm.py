@@ -20,6 +20,7 @@ from jaxprop.rules.standardised import (
     shifted,
     standardised,
     sum_rows,
+    sum_x_hat,
 )
 from jaxprop.samples import normal, replaced
 
@@ -121,26 +122,30 @@ def group_norm_forward(
 def group_norm_backward(
     res: GroupNormResiduals, g: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x_hat = standardised(_grouped(up(res.x), res.groups), res.found)  # F3, recomputed
-    g, sum_g, sum_g_x_hat = _sums(g, x_hat.reshape(g.shape))
+    x, found = _grouped(up(res.x), res.groups), res.found
+    x_hat = standardised(x, found)  # F3, recomputed
+    g, sum_g, sum_g_d = _sums(g, (x - found.rough).reshape(g.shape))
+    sums = (_grouped(total, res.groups) for total in (sum_g_d, sum_g))
+    sum_g_x_hat = sum_x_hat(*sums, found, prod(g.shape[1:-1])).reshape(sum_g.shape)
     dgamma = sum_rows(sum_g_x_hat)  # B1
     dbeta = sum_rows(sum_g)  # B2
     dx_hat = _grouped(scaled(up(g), res.gamma), res.groups)  # B3
     mean_dx_hat = _group_mean(sum_g, res)
     mean_x_hat_dx_hat = _group_mean(sum_g_x_hat, res)
-    dx = res.found.inv_std * (dx_hat - mean_dx_hat - x_hat * mean_x_hat_dx_hat)  # B4
+    dx = found.inv_std * (dx_hat - mean_dx_hat - x_hat * mean_x_hat_dx_hat)  # B4
     return dx.reshape(g.shape), dgamma, dbeta
 
 
-def _sums(g: jax.Array, x_hat: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """g, and for each channel of an example, kept, the sums of g and of g * x_hat.
+def _sums(g: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """g, and for each channel of an example, kept, the sums of g and of g * d.
 
-    All other sums of backward are made of these. The barriers have XLA do so too, else it sums
-    anew over the examples; and they give each sum a float32 copy of g that it need not hold.
+    d is x less its rough mean. All other sums of backward are made of these. The barriers have XLA
+    do so too, else it sums anew over the examples; and they give each sum a float32 copy of g that
+    it need not hold.
     """
     g, sum_g = lax.optimization_barrier((g, _example_sum(up(g))))
-    g, sum_g_x_hat = lax.optimization_barrier((g, _example_sum(up(g) * x_hat)))
-    return g, sum_g, sum_g_x_hat
+    g, sum_g_d = lax.optimization_barrier((g, _example_sum(up(g) * d)))
+    return g, sum_g, sum_g_d
 
 
 def _example_sum(x: jax.Array) -> jax.Array:
@@ -234,7 +239,8 @@ def instance_norm_backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, gamma, found = res
     x_hat = standardised(up(x), found)  # F1, F3, recomputed
-    g, sum_g, sum_g_x_hat = _sums(g, x_hat)
+    g, sum_g, sum_g_d = _sums(g, up(x) - found.rough)
+    sum_g_x_hat = sum_x_hat(sum_g_d, sum_g, found, prod(g.shape[1:-1]))
     dgamma = sum_rows(sum_g_x_hat)  # B1
     dbeta = sum_rows(sum_g)  # B2
     dx_hat = scaled(up(g), gamma)  # B3

@@ -59,6 +59,16 @@ def standardised(x: jax.Array, found: Moments) -> jax.Array:
     return found.inv_std * ((x - found.rough) - found.rest)
 
 
+def sum_x_hat(sum_g_d: jax.Array, sum_g: jax.Array, found: Moments, terms: int) -> jax.Array:
+    """The sum of g * x_hat over so many terms, from those of g * d and of g, d = x - found.rough.
+
+    XLA sums a product of two factors as it forms it; x_hat, of more, it would write out.
+    """
+    if not terms:
+        return sum_g_d  # 0, where the moments are nan
+    return found.inv_std * (sum_g_d - found.rest * sum_g)
+
+
 def scaled(x_hat: jax.Array, gamma: jax.Array | None) -> jax.Array:
     return x_hat if gamma is None else gamma.astype(x_hat.dtype) * x_hat
 
