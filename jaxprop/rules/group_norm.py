@@ -125,8 +125,8 @@ def group_norm_backward(
     x, found = _grouped(up(res.x), res.groups), res.found
     x_hat = standardised(x, found)  # F3, recomputed
     g, sum_g, sum_g_d = _sums(g, (x - found.rough).reshape(g.shape))
-    sums = (_grouped(total, res.groups) for total in (sum_g_d, sum_g))
-    sum_g_x_hat = sum_x_hat(*sums, found, prod(g.shape[1:-1])).reshape(sum_g.shape)
+    of_d, of_g = (_grouped(total, res.groups) for total in (sum_g_d, sum_g))
+    sum_g_x_hat = sum_x_hat(of_d, of_g, found, prod(g.shape[1:-1])).reshape(sum_g.shape)
     dgamma = sum_rows(sum_g_x_hat)  # B1
     dbeta = sum_rows(sum_g)  # B2
     dx_hat = _grouped(scaled(up(g), res.gamma), res.groups)  # B3
