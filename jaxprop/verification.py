@@ -1,6 +1,7 @@
 """Whether the derivation in a rule's docstring is right, at a case, in float64."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprop import vocabulary
+from jaxprop.checking.compiling import in_one_program
 from jaxprop.derivation import (
     Derivation,
     backward_steps,
@@ -119,7 +121,7 @@ def _errors(rule: Rule, case: Case, lines: Derivation, tolerance: float) -> Iter
 def _references(rule: Rule, case: Case) -> list[jax.Array]:
     """The reference's outputs, its arguments and options those given where they are."""
     args, options = _arguments(rule, case)
-    return jax.tree.leaves(rule.reference(*args, **options))
+    return jax.tree.leaves(in_one_program(partial(rule.reference, **options), *args))
 
 
 def _arguments(rule: Rule, case: Case) -> tuple[tuple, dict[str, Any]]:
@@ -162,7 +164,7 @@ def _gradients(
         for line in lines.forward
         if is_floating(values[line.name])
     }
-    in_arrays, in_probes = jax.grad(total, argnums=(0, 1))(arrays, probes)
+    in_arrays, in_probes = in_one_program(jax.grad(total, argnums=(0, 1)), arrays, probes)
     return in_arrays | in_probes
 
 

@@ -127,6 +127,6 @@ def probed_cost(seed: Seed, penalty: Callable[[Any], jax.Array]) -> Callable[...
 
 def zero_probes(seed: Seed) -> Any:
     return {
-        name: {q: jnp.zeros((BATCH, p["b"].size)) for q in ("a", "h")}
+        name: {q: np.zeros((BATCH, p["b"].size)) for q in ("a", "h")}
         for name, p in seed.params.items()
     }

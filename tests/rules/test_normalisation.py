@@ -18,7 +18,7 @@ from jaxprop import (
     rms_norm,
 )
 from tests.rules.low_precision import assert_no_worse
-from tests.rules.oracle import double, ids
+from tests.rules.oracle import by_hand, double, ids
 from tests.rules.peers import assert_agrees_with_jax, assert_agrees_with_torch
 from tests.rules.refusing import assert_refuses, not_floating
 from tests.rules.test_every_rule import residual_bytes
@@ -119,11 +119,11 @@ def test_add_norms_are_the_norm_of_the_sum_and_the_sum() -> None:
     x, residual, g, g_stream = (normal(4, 5, seed=seed) for seed in range(3, 7))
     for both, norm in ((add_rms_norm, rms_norm), (add_layer_norm, layer_norm)):
         _, *parameters = arguments(norm, x)
-        (y, stream), saved = both.forward(x, residual, *parameters, eps=EPS)
-        dx, dresidual, *others = both.backward(saved, (g, g_stream))
+        (y, stream), (dx, dresidual, *others) = by_hand(
+            both, (g, g_stream), x, residual, *parameters, eps=EPS
+        )
         assert_near(stream, residual + x)
-        alone, saved = norm.forward(residual + x, *parameters, eps=EPS)
-        dh, *expected = norm.backward(saved, g)
+        alone, (dh, *expected) = by_hand(norm, g, residual + x, *parameters, eps=EPS)
         assert_near(y, alone, reduced=5)
         assert_near((dx, dresidual), (dh + g_stream,) * 2, reduced=5)
         assert_near(others, expected, reduced=5)
@@ -161,11 +161,9 @@ def test_the_value_in_bfloat16_is_that_of_float32_rounded_once(rule: Rule) -> No
 def test_parameter_gradients_over_65536_rows_of_bfloat16_are_summed_in_float32(rule: Rule) -> None:
     x, *parameters = arguments(rule, normal(65536, 8).astype(jnp.bfloat16))
     g = normal(65536, 8, seed=3).astype(jnp.bfloat16) + jnp.bfloat16(1)
-    _, saved = rule.forward(x, *parameters, eps=EPS)
-    _, *got = rule.backward(saved, g)
+    _, (_, *got) = by_hand(rule, g, x, *parameters, eps=EPS)
     with jax.enable_x64(True):
-        _, saved = rule.forward(*double((x, *parameters)), eps=EPS)
-        _, *truth = rule.backward(saved, double(g))
+        _, (_, *truth) = by_hand(rule, double(g), *double((x, *parameters)), eps=EPS)
     assert {d.dtype for d in got} == {jnp.dtype(jnp.float32)}
     assert_near(got, truth, "float32", reduced=65536)
 
@@ -174,11 +172,9 @@ def test_rows_far_from_zero_keep_their_digits() -> None:
     """Of 1000 channels near 1e4: their mean alone, rounded, is off by more than is allowed."""
     x = normal(4, 1000) + 1e4
     g = normal(4, 1000, seed=1)
-    y, saved = layer_norm.forward(x, None, None, eps=EPS)
-    (dx, *_) = layer_norm.backward(saved, g)
+    y, (dx, *_) = by_hand(layer_norm, g, x, None, None, eps=EPS)
     with jax.enable_x64(True):
-        truth, saved = layer_norm.forward(double(x), None, None, eps=EPS)
-        (dx_truth, *_) = layer_norm.backward(saved, double(g))
+        truth, (dx_truth, *_) = by_hand(layer_norm, double(g), double(x), None, None, eps=EPS)
     assert_near(y, truth, reduced=1)
     assert_near(dx, dx_truth, reduced=1)
 
@@ -194,8 +190,7 @@ def test_a_shift_of_a_row_changes_no_layer_norm() -> None:
 def test_a_constant_row_gives_beta_and_a_finite_gradient(value: float) -> None:
     x, gamma, beta = arguments(layer_norm, jnp.full((2, 8), value))
     g = normal(2, 8, seed=3)
-    y, saved = layer_norm.forward(x, gamma, beta, eps=EPS)
-    dx, dgamma, _ = layer_norm.backward(saved, g)
+    y, (dx, dgamma, _) = by_hand(layer_norm, g, x, gamma, beta, eps=EPS)
     dx_hat = gamma * g
     assert_near(y, jnp.broadcast_to(beta, y.shape))
     assert_near(dx, EPS**-0.5 * (dx_hat - jnp.mean(dx_hat, -1, keepdims=True)), reduced=8)
@@ -222,8 +217,7 @@ def test_a_small_eps_tells_rows_apart_that_a_large_one_does_not() -> None:
 
 def test_squares_that_overflow_give_beta_and_no_gradient() -> None:
     x, gamma, beta = arguments(layer_norm, 1e30 * normal(2, 8))
-    y, saved = layer_norm.forward(x, gamma, beta, eps=EPS)
-    dx, dgamma, _ = layer_norm.backward(saved, jnp.ones_like(y))
+    y, (dx, dgamma, _) = by_hand(layer_norm, jnp.ones((2, 8)), x, gamma, beta, eps=EPS)
     np.testing.assert_array_equal(y, jnp.broadcast_to(beta, y.shape))
     np.testing.assert_array_equal(dx, jnp.zeros_like(x))
     np.testing.assert_array_equal(dgamma, jnp.zeros(8))
@@ -238,8 +232,7 @@ def test_nothing_gives_nothing(shape: tuple[int, ...]) -> None:
         (instance_norm, {}),
     ):
         args = arguments(rule, jnp.zeros(shape))
-        y, saved = rule.forward(*args, eps=EPS, **options)
-        dx, dgamma, *_ = rule.backward(saved, y)
+        y, (dx, dgamma, *_) = by_hand(rule, np.zeros(shape, np.float32), *args, eps=EPS, **options)
         assert y.shape == dx.shape == shape
         np.testing.assert_array_equal(dgamma, jnp.zeros(shape[-1]))
 
