@@ -1,6 +1,6 @@
 """Every rule of the catalogue at one set of arguments, and how to differentiate it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -25,13 +25,18 @@ STRAINING = (
 )
 
 
-def varied() -> list:
+def varied(default: Sequence[jaxprop.Rule] = DEFAULT) -> list:
     """A parameter for each of them; some are in the default run."""
-    return [pytest.param(rule, id=rule.name, marks=slow_unless_default(rule)) for rule in VARIED]
+    return [
+        pytest.param(rule, id=rule.name, marks=slow_unless_default(rule, default))
+        for rule in VARIED
+    ]
 
 
-def slow_unless_default(rule: jaxprop.Rule) -> tuple[pytest.MarkDecorator, ...]:
-    return () if rule in DEFAULT else (pytest.mark.slow,)
+def slow_unless_default(
+    rule: jaxprop.Rule, default: Sequence[jaxprop.Rule] = DEFAULT
+) -> tuple[pytest.MarkDecorator, ...]:
+    return () if rule in default else (pytest.mark.slow,)
 
 
 def subject(rule: jaxprop.Rule) -> tuple[jaxprop.Rule, tuple]:

@@ -43,6 +43,7 @@ def test_what_has_no_lowering_for_a_platform_is_noticed() -> None:
         exported(lambda x: lax.linalg.schur(x)[0], jnp.eye(2))
 
 
+@pytest.mark.slow
 def test_the_train_step_lowers_for_every_platform_and_gives_the_same_numbers() -> None:
     """The steps that training runs, one epoch of them."""
     made = experiment()

@@ -106,7 +106,8 @@ def test_a_stack_ends_its_backward_pass_above_its_frozen_blocks(k: int, save: in
     assert_near(got, (y, (None if k == DEPTH else truth, None)), reduced=64)
 
 
-@pytest.mark.parametrize("k", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("k", [1, 2])
 def test_a_language_model_has_no_gradient_below_its_frozen_blocks(k: int) -> None:
     """Of two blocks; the tied table has that of the last layer alone, unless it is frozen too."""
     model = tiny_gpt2(frozen=k)

@@ -254,6 +254,7 @@ def placed(mesh: Mesh, made: Experiment) -> tuple:
     return jax.device_put(made.init(), shared), x, y
 
 
+@pytest.mark.slow
 def test_a_train_step_in_a_partly_manual_shard_map(made: Experiment, truth: Any) -> None:
     """Manual over "data", where gradients are summed; units over "model", which stays Explicit."""
     mesh = two_axes(AxisType.Explicit)

@@ -268,6 +268,7 @@ def test_xla_does_not_merge_the_second_forward_with_the_first() -> None:
     assert temp(jaxprop.checkpointed(segment)) < 0.6 * temp(segment)
 
 
+@pytest.mark.slow
 def test_reversible_rebuilds_its_inputs_in_float32_where_the_data_are_bfloat16() -> None:
     network = jaxprop.reversible(block(2), block(2), DEPTH)
     low = jax.tree.map(lambda p: (p / 4).astype(jnp.bfloat16), parameters(network))

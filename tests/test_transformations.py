@@ -107,13 +107,13 @@ def run_all(rule: Callable, args: tuple) -> dict[str, Any]:
     return run(args)
 
 
-@pytest.mark.parametrize("rule", varied())
+@pytest.mark.parametrize("rule", varied(default=[jaxprop.linear]))
 def test_jitted(rule: Rule) -> None:
     custom, automatic = both_ways(lambda: run_all(*subject(rule)))
     assert_near(custom, automatic, reduced=1000)
 
 
-@pytest.mark.parametrize("rule", varied())
+@pytest.mark.parametrize("rule", varied(default=[jaxprop.linear]))
 def test_vmap_with_every_argument_unbatched_in_turn(rule: Rule) -> None:
     """Per-example gradients and the gradient of the batch; these differentiated once more."""
     rule, args = subject(rule)

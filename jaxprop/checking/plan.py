@@ -181,7 +181,7 @@ def precision_of(f: Callable[..., PyTree], args: tuple[PyTree, ...]) -> Precisio
             wide = in_dtype(args, dtype)
             try:
                 y = jax.eval_shape(f, *wide)
-                g = [jnp.ones(leaf.shape, leaf.dtype) for leaf in floats(y)]
+                g = [on_device(np.ones(leaf.shape), leaf.dtype) for leaf in floats(y)]
                 closed = jax.make_jaxpr(lambda args, g: answer(f, args, g))(wide, g)
             except Exception:
                 continue

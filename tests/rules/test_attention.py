@@ -143,7 +143,16 @@ def test_a_soft_cap_bounds_the_scores_before_the_bias_is_added() -> None:
     assert_near(out, jnp.array([[np.e / (np.e + 3 / np.e)]]))
 
 
-@pytest.mark.parametrize("how", ["mask", "bias of -inf", "segments", "position"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "mask",
+        *(
+            pytest.param(how, marks=pytest.mark.slow)
+            for how in ("bias of -inf", "segments", "position")
+        ),
+    ],
+)
 def test_a_query_that_sees_nothing_gives_0_and_gets_0(how: str) -> None:
     q, k, v = heads()
     blind = jnp.arange(7) == 2

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxprop import conv
+from jaxprop.checking.compiling import quickly
 from jaxprop.rules import convolving
 from jaxprop.rules.convolutions import Convolution, by_xla, counts, kernel_by_xla
 from jaxprop.rules.convolving import convolved, to_kernel
@@ -55,12 +56,14 @@ PRODUCTS = {
 
 
 def drawn(shape: tuple[int, ...], kernel: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    return jnp.asarray(normal(0, *shape), jnp.float64), jnp.asarray(normal(1, *kernel), jnp.float64)
+    return jnp.asarray(normal(0, *shape).astype(float)), jnp.asarray(
+        normal(1, *kernel).astype(float)
+    )
 
 
 def cotangent(shape: tuple[int, ...], kernel: tuple[int, ...], how: Convolution) -> jax.Array:
     counted = counts(shape[1:-1], kernel[:-2], how)
-    return jnp.asarray(normal(2, shape[0], *counted, kernel[-1]), jnp.float64)
+    return jnp.asarray(normal(2, shape[0], *counted, kernel[-1]).astype(float))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +77,7 @@ def test_a_convolution_is_that_of_xla(
 ) -> None:
     x, w = drawn(shape, kernel)
     assert convolving._small_groups(w.shape[:-1], how) or convolving._neighbours(x, w, how) > 1
-    y, expected = convolved(x, w, how), by_xla(x, w, how)
+    y, expected = quickly(lambda x, w: (convolved(x, w, how), by_xla(x, w, how)))(x, w)
     assert y.shape == expected.shape
     assert_near(y, expected, reduced=int(np.prod(kernel[:-1])))
 
@@ -99,7 +102,8 @@ def test_the_cotangent_of_w_is_that_of_xla(
     x, _ = drawn(shape, kernel)
     g, window = cotangent(shape, kernel, how), kernel[:-2]
     assert convolving._kernel_on_cpu(x, g, how, window) is getattr(convolving, way)
-    dw, expected = to_kernel(x, g, how, window), kernel_by_xla(x, g, how, window)
+    ways = (to_kernel, kernel_by_xla)
+    dw, expected = quickly(lambda x, g: [way(x, g, how, window) for way in ways])(x, g)
     assert dw.shape == expected.shape
     assert_near(dw, expected, reduced=g.size)
 
@@ -179,7 +183,10 @@ def test_the_cotangent_of_w_is_nan_where_that_of_xla_is(setting: tuple, bad: str
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize(("groups", "outputs"), [(1, 6), (1, 32), (32, 32)])
+@pytest.mark.parametrize(
+    ("groups", "outputs"),
+    [(1, 6), *(pytest.param(*at, marks=pytest.mark.slow) for at in ((1, 32), (32, 32)))],
+)
 def test_on_a_mesh_over_the_batch_gradients_are_those_without(
     kind: AxisType, groups: int, outputs: int
 ) -> None:

@@ -260,6 +260,7 @@ def test_bfloat16_is_no_worse_than_automatic_differentiation_of_plain_code(rule:
     assert_no_worse(Rule(HS[rule], forward, backward), PLAIN[rule], draw)
 
 
+@pytest.mark.slow
 def test_weight_gradients_of_bfloat16_data_are_added_up_in_float32() -> None:
     """4096 steps that each add 2^-9: in bfloat16 the sum would stay at 1."""
     x, h0 = jnp.full((1, 4096, 1), 1.0, jnp.bfloat16), jnp.zeros((1, 1), jnp.bfloat16)
