@@ -62,11 +62,13 @@ def standardised(x: jax.Array, found: Moments) -> jax.Array:
 def sum_x_hat(sum_g_d: jax.Array, sum_g: jax.Array, found: Moments, terms: int) -> jax.Array:
     """The sum of g * x_hat over so many terms, from those of g * d and of g, d = x - found.rough.
 
-    XLA sums a product of two factors as it forms it; x_hat, of more, it would write out.
+    XLA sums a product of two factors as it forms it; x_hat, of more, it would write out. x_hat is 0
+    where the squares of d overflow, whatever sum_g_d is there.
     """
     if not terms:
         return sum_g_d  # 0, where the moments are nan
-    return found.inv_std * (sum_g_d - found.rest * sum_g)
+    total = found.inv_std * (sum_g_d - found.rest * sum_g)
+    return jnp.where(found.inv_std == 0, 0, total)
 
 
 def scaled(x_hat: jax.Array, gamma: jax.Array | None) -> jax.Array:
