@@ -109,7 +109,7 @@ def batch_norm_backward(
     found = Moments(*(number.reshape(x.shape[-1]) for number in res.found))
     inv_std = found.inv_std
     g_y, g_mean, g_var = map(up, g)
-    d = up(x) - found.rough  # centred, but for rest
+    d = up(x) - found.rough  # F2 but for rest, recomputed
     dbeta = sum_rows(g_y)  # B2
     dgamma = sum_x_hat(sum_rows(g_y * d), dbeta, found, rows)  # B1
     dv = g_var - inv_std * inv_std * scaled(dgamma, gamma) / 2  # B3
@@ -204,7 +204,7 @@ def batch_norm_eval_backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
     x, g = up(res.x), up(g)
     inv_std = _inverse_std(x, res.var, res.eps)  # F1, recomputed
-    centred = x - res.mean.astype(x.dtype)
+    centred = x - res.mean.astype(x.dtype)  # of F2, recomputed
     dgamma = inv_std * sum_rows(g * centred)  # B1, inv_std outside: x_hat is not written out
     dbeta = sum_rows(g)  # B2
     dx = inv_std * scaled(g, res.gamma)  # B3, B4

@@ -47,6 +47,17 @@ def test_a_right_function_passes_and_a_wrong_one_names_its_argument() -> None:
     assert {finding.argument for finding in report.findings} == {"x"}
 
 
+def test_what_is_wrong_outside_of_jit_alone_is_found_by_the_transformations() -> None:
+    def backward(x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
+        return (g * jnp.cos(x) * (1 if isinstance(g, jax.core.Tracer) else 2),)
+
+    doubled = vjp(jnp.sin, backward, lambda x: (jnp.sin(x), x))
+    checks = ("algebra", "transforms")
+    report = jaxprop.check(doubled, normal(6), checks=checks)
+    wrong = {finding.check for finding in report.findings if finding.verdict == "FAIL"}
+    assert wrong == {"transforms"}
+
+
 def test_only_the_checks_asked_for_are_run() -> None:
     report = jaxprop.check(sine, normal(4), checks=["linearity", "contract"])
     assert {outcome.check for outcome in report.outcomes} == {"linearity", "contract"}

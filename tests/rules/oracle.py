@@ -83,8 +83,7 @@ def cotangent(y: Any, seed: int) -> Any:
 
 
 def by_hand(rule: Rule, g: Any, *args: Any, **options: Any) -> tuple[Any, tuple]:
-    """(outputs, cotangents) of forward and backward, as one program, which is compiled sooner than
-    each operation by itself is."""
+    """(outputs, cotangents) of forward and backward, compiled as one program."""
 
     @jax.jit
     def run(g: Any, args: tuple) -> tuple[Any, tuple]:

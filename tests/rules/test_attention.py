@@ -147,10 +147,9 @@ def test_a_soft_cap_bounds_the_scores_before_the_bias_is_added() -> None:
     "how",
     [
         "mask",
-        *(
-            pytest.param(how, marks=pytest.mark.slow)
-            for how in ("bias of -inf", "segments", "position")
-        ),
+        pytest.param("bias of -inf", marks=pytest.mark.slow),
+        pytest.param("segments", marks=pytest.mark.slow),
+        pytest.param("position", marks=pytest.mark.slow),
     ],
 )
 def test_a_query_that_sees_nothing_gives_0_and_gets_0(how: str) -> None:

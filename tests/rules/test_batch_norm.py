@@ -135,14 +135,16 @@ def test_bfloat16_is_no_worse_than_automatic_differentiation_of_plain_code() -> 
 
 @pytest.mark.parametrize("distance", [1e4, 1e6])
 def test_channels_far_from_zero_keep_their_digits(distance: float) -> None:
-    x, g = normal(1000, 4) + distance, normal(1000, 4, seed=1)
-    (y, _, _), (dx, *_) = by_hand(batch_norm, (g, None, None), x, None, None, eps=EPS)
+    x, gamma, beta = arguments(normal(1000, 4) + distance)
+    g = normal(1000, 4, seed=1) + 1
+    (y, _, var), got = by_hand(batch_norm, (g, None, None), x, gamma, beta, eps=EPS)
     with jax.enable_x64(True):
-        (truth, _, _), (dx_truth, *_) = by_hand(
-            batch_norm, (double(g), None, None), double(x), None, None, eps=EPS
+        wide = double((x, gamma, beta))
+        (truth, _, var_truth), expected = by_hand(
+            batch_norm, (double(g), None, None), *wide, eps=EPS
         )
-    assert_near(y, truth)
-    assert_near(dx, dx_truth)
+    assert_near((y, var), (truth, var_truth))
+    assert_near(got, expected, reduced=1000)
 
 
 @pytest.mark.parametrize("rows", [1, 4])

@@ -10,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxprop import conv
 from jaxprop.checking.compiling import quickly
+from jaxprop.checking.subject import on_device
 from jaxprop.rules import convolving
 from jaxprop.rules.convolutions import Convolution, by_xla, counts, kernel_by_xla
 from jaxprop.rules.convolving import convolved, to_kernel
@@ -56,14 +57,12 @@ PRODUCTS = {
 
 
 def drawn(shape: tuple[int, ...], kernel: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    return jnp.asarray(normal(0, *shape).astype(float)), jnp.asarray(
-        normal(1, *kernel).astype(float)
-    )
+    return on_device(normal(0, *shape), float), on_device(normal(1, *kernel), float)
 
 
 def cotangent(shape: tuple[int, ...], kernel: tuple[int, ...], how: Convolution) -> jax.Array:
     counted = counts(shape[1:-1], kernel[:-2], how)
-    return jnp.asarray(normal(2, shape[0], *counted, kernel[-1]).astype(float))
+    return on_device(normal(2, shape[0], *counted, kernel[-1]), float)
 
 
 @pytest.mark.parametrize(
